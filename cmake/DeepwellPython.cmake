@@ -1,0 +1,16 @@
+# The abi3 extension and what the wheel holds beside it: libdeepwell under its soname (a wheel has no symbolic links),
+# found through $ORIGIN, and the deepwell command in the environment's bin folder.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.SABIModule)
+file(GLOB extension_sources CONFIGURE_DEPENDS python/csrc/*.c)
+if(extension_sources)
+  python_add_library(deepwell_python MODULE USE_SABI 3.10 WITH_SOABI ${extension_sources})
+  set_target_properties(deepwell_python PROPERTIES OUTPUT_NAME _core INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
+  target_include_directories(deepwell_python PRIVATE python/csrc)
+  target_compile_definitions(deepwell_python PRIVATE _GNU_SOURCE)
+  target_link_libraries(deepwell_python PRIVATE deepwell)
+  install(TARGETS deepwell_python LIBRARY DESTINATION deepwell COMPONENT wheel)
+endif()
+install(PROGRAMS $<TARGET_FILE:deepwell> DESTINATION deepwell RENAME $<TARGET_SONAME_FILE_NAME:deepwell> COMPONENT wheel)
+if(TARGET deepwell_cli)
+  install(PROGRAMS $<TARGET_FILE:deepwell_cli> DESTINATION ${SKBUILD_SCRIPTS_DIR} COMPONENT wheel)
+endif()
