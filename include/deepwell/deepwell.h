@@ -7,6 +7,7 @@
 #define DEEPWELL_H
 
 #include "deepwell/context.h"
+#include "deepwell/cuda.h"
 #include "deepwell/kernels.h"
 #include "deepwell/quantize.h"
 #include "deepwell/status.h"

@@ -1,0 +1,123 @@
+/* GPUs: what is there, and matrix multiplication on it.
+ *
+ * The CUDA driver (libcuda.so.1) and cuBLASLt are opened at run time, the copies PyTorch has loaded when there are any;
+ * DEEPWELL_LIBCUDA and DEEPWELL_LIBCUBLASLT name other files. On a machine without a driver everything here answers
+ * DW_ERROR_UNSUPPORTED and says so. Work goes into the calling thread's current CUDA context when that is on the device
+ * in question, else into the device's primary context, the one PyTorch and the CUDA runtime use. A process that was
+ * forked after CUDA was used gets DW_ERROR_DEVICE. Nothing here allocates device memory or waits for a device. */
+#ifndef DEEPWELL_CUDA_H
+#define DEEPWELL_CUDA_H
+
+#include "deepwell/context.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- devices ---- */
+
+typedef struct dw_cuda_device_info {
+    char name[128]; /* "NVIDIA H100 80GB HBM3" */
+    int compute_major, compute_minor;
+    int multiprocessors;
+    int64_t memory_bytes;
+    int64_t l2_bytes;
+    int64_t shared_per_block_bytes; /* the most dynamic shared memory one block may ask for */
+    int64_t shared_per_multiprocessor_bytes;
+    int clock_khz; /* the highest of the multiprocessors */
+    int memory_clock_khz, memory_bus_bits;
+    double memory_bandwidth; /* bytes per second, from the two above; 0 when the driver does not tell */
+    int copy_engines;
+    int pci_domain, pci_bus, pci_device;
+    char target[8];       /* "sm90", "sm100": the kernels that are for this GPU; "" when there are none */
+    bool has_device_code; /* the library holds device code for it */
+} dw_cuda_device_info;
+
+/* Version of the driver's interface, 1000 * major + 10 * minor. Errors: UNSUPPORTED (no driver, or one older than
+ * CUDA 12.0; the text says which), DEVICE. */
+DW_API dw_status dw_cuda_driver_version(int *version);
+
+/* The GPUs this process sees (CUDA_VISIBLE_DEVICES applies); 0 is a success. Errors as dw_cuda_driver_version. */
+DW_API dw_status dw_cuda_device_count(int *count);
+
+/* Facts about GPU `device`, from the driver. Makes no context. Errors: INVALID_ARGUMENT for a device that is not there,
+ * and those above. */
+DW_API dw_status dw_cuda_device_get(int device, dw_cuda_device_info *info);
+
+/* The device code this library was built with: number of images, and name ("common/scale_decode"), architectures
+ * ("sm_90a sm_100f") and bytes (a fatbin) of each. 0 images: built without the CUDA compiler. Any result may be NULL.
+ * Static storage. Errors: INVALID_ARGUMENT for an index out of range. */
+DW_API size_t dw_cuda_image_count(void);
+DW_API dw_status dw_cuda_image_get(size_t index, const char **name, const char **architectures, const void **bytes,
+                                   size_t *size);
+
+/* ---- matrix multiplication: D[M, N] = A[M, K] B[N, K]^T (+ bias[N]) (+ D) ---- */
+
+/* How an operand is scaled; "row" is a row of the operand as stored, with the reduction along it. */
+typedef enum dw_gemm_scaling {
+    DW_GEMM_UNSCALED = 0,
+    DW_GEMM_TENSOR = 1,  /* one FP32 scale */
+    DW_GEMM_1X128 = 2,   /* Hopper */
+    DW_GEMM_128X128 = 3, /* Hopper; the other operand is then 1x128 */
+    DW_GEMM_1X32 = 4,    /* Blackwell */
+    DW_GEMM_SCALING_COUNT
+} dw_gemm_scaling;
+
+/* data [rows, K], inner stride 1. scale multiplies the elements of its block:
+ *   TENSOR          F32, one element of any rank.
+ *   1X128, 128X128  with R x C the grid of blocks (R = rows or ceil(rows/128), C = ceil(K/128)), one of
+ *                   E8M0, in `layout` ROW [R, C] or MN_MAJOR [C, R rounded up to 16], dense, as dw_quantize writes them
+ *                   (dw_gemm then decodes them into the workspace, one small launch each), or
+ *                   F32 [R, C], exactly as cuBLASLt reads them: strides (1, rows) for 1X128, (C rounded up to 4, 1) for
+ *                   128X128. The stride of an extent of one does not matter.
+ *   1X32            E8M0, `layout` TCGEN05, dense.
+ * Alignment: data 16 bytes, its row stride 16 bytes; F32 block scales and TCGEN05 codes 16 bytes. */
+typedef struct dw_gemm_operand {
+    dw_tensor data;
+    dw_gemm_scaling scaling;
+    dw_tensor scale;        /* ignored for UNSCALED */
+    dw_scale_layout layout; /* of E8M0 scales */
+} dw_gemm_operand;
+
+typedef struct dw_gemm_args {
+    dw_gemm_operand a, b;
+    dw_tensor d; /* [M, N], BF16, F16 or F32, inner stride 1, 16-byte aligned, row stride a multiple of 16 bytes */
+    dw_tensor
+        bias; /* [N], dense, 16-byte aligned; data NULL for none. FP8: BF16 (F16 with an F16 result); else D's type */
+    bool accumulate;        /* adds into D (FP32 sums; rounded once) */
+    bool fast_accumulation; /* FP8 on Hopper with TENSOR scales: sums stay in the tensor core's 14 bits; faster */
+    void *workspace;        /* device memory, 256-byte aligned; may be NULL when workspace_bytes is 0 */
+    size_t workspace_bytes; /* at least what dw_gemm_workspace_size says */
+} dw_gemm_args;
+
+/* No plan asks for more than this, besides the decoded scales. */
+#define DW_GEMM_WORKSPACE_MAX ((size_t)32 << 20)
+
+/* Bytes of workspace dw_gemm needs for these arguments. Data pointers may be NULL (their alignment is then taken as
+ * that of fresh memory, 256 bytes); everything else must be as in the call. Errors as dw_gemm. */
+DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes);
+
+/* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on, through cuBLASLt:
+ *   BF16 · BF16, F16 · F16      unscaled
+ *   E4M3 · E4M3, E4M3 · E5M2, E5M2 · E4M3
+ *     TENSOR · TENSOR                                          compute capability 9.0 and later
+ *     1X128 · 1X128, 1X128 · 128X128, 128X128 · 1X128          9.0 exactly, cuBLASLt 12.9 or later; M and N multiples
+ * of 4 1X32 · 1X32                                              10.0 and later, cuBLASLt 12.8 or later FP8 needs K a
+ * multiple of 16 and N * (bytes of D's type) a multiple of 16. Products of decoded elements, FP32 sums, split
+ * reductions only in FP32; D is rounded once. Empty M or N is a success that does nothing; K = 0 without bias clears D,
+ * or leaves it when accumulating. D may overlap nothing else. The choice of algorithm is cached per device, shapes,
+ * types and alignment; calls from several threads are safe. Safe to capture in a CUDA graph once the same call has been
+ * made before (the first one loads code). Errors: INVALID_ARGUMENT (shapes, dtypes, strides, alignment, devices, a
+ * workspace too small), UNSUPPORTED (no driver, no cuBLASLt, or it has no kernel for this; the text says which),
+ * DEVICE. Source of the scale layouts: cuBLAS documentation, "128-element 1D and 128x128 2D Block Scaling" and "1D
+ * Block Scaling Factors Layout". */
+DW_API dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream);
+
+/* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);
+ * either result may be NULL. Errors: UNSUPPORTED when there is none. */
+DW_API dw_status dw_cublaslt_version(size_t *version, const char **path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
