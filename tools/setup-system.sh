@@ -66,15 +66,20 @@ if [ ${#as_root[@]} -eq 0 ] || ! command -v apt-get >/dev/null; then
     echo "Missing system packages. Run: ${before:+sudo $before && sudo apt-get update && }sudo apt-get install -y ${missing[*]}" >&2
     exit 1
 fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 apt() {
-    "${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@"
+    "${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1
 }
+install=(install -y)
+[ "${1:-build}" = fuzz ] || install+=(--no-install-recommends) # clang's sanitizer runtimes are only recommended
 echo "Installing system packages: ${missing[*]}"
 if [ -n "$before" ]; then
     "${as_root[@]}" $before
 fi
-# The package lists of a fresh machine are empty or old: refresh them when the first try fails, and show the second's words.
-apt install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
-    apt update >/dev/null
-    apt install -y --no-install-recommends "${missing[@]}" >/dev/null
+# The package lists of a fresh machine are empty or old: refresh them when the first try fails.
+apt "${install[@]}" "${missing[@]}" || { apt update && apt "${install[@]}" "${missing[@]}"; } || {
+    cat "$log" >&2
+    echo "Installing ${missing[*]} failed; the words of apt-get are above" >&2
+    exit 1
 }
