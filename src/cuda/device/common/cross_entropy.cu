@@ -148,7 +148,7 @@ DW_DEVICE void forward(const dw_cuda_cross_entropy_params *p, int type) {
 
 DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
     const int unit = type == DW_F32 ? 4 : 8;
-    const int64_t r = blockIdx.y;
+    const int64_t r = blockIdx.x;
     const int64_t bytes = type == DW_F32 ? 4 : 2;
     const char *row = (const char *)p->logits + r * p->logits_ld * bytes;
     char *out = (char *)p->dlogits + r * p->dlogits_ld * bytes;
@@ -159,8 +159,8 @@ DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
     const float top = p->lse[r] * LOG2E;
     /* Several blocks per row; this block's units start at `u`. An ignored row is zero even where the logits are not
      * finite, as in the frameworks' own loss. */
-    int64_t u = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    const int64_t stride = (int64_t)gridDim.x * THREADS;
+    int64_t u = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    const int64_t stride = (int64_t)gridDim.y * THREADS;
     int64_t tail = 0;
     if (p->vector) {
         const int64_t units = p->vocabulary / unit;
@@ -183,7 +183,7 @@ DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
         }
         tail = units * unit;
     }
-    for (int64_t i = tail + (int64_t)blockIdx.x * THREADS + threadIdx.x; i < p->vocabulary; i += stride) {
+    for (int64_t i = tail + (int64_t)blockIdx.y * THREADS + threadIdx.x; i < p->vocabulary; i += stride) {
         float probability = exp2f(element(row, i, type) * LOG2E - top);
         store_element(out, i, ignored ? 0.0f : (probability - (i == label ? 1.0f : 0.0f)) * g, type);
     }
