@@ -8,10 +8,10 @@
 dw_status dw_fail(dw_status status, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
 
 /* Evaluates a dw_status expression and returns it from the enclosing function unless it is DW_OK. */
-#define DW_TRY(expression)                                                                                              \
-    do {                                                                                                                \
-        dw_status dw_try_status = (expression);                                                                         \
-        if (dw_try_status != DW_OK) return dw_try_status;                                                               \
+#define DW_TRY(expression)                                                                                             \
+    do {                                                                                                               \
+        dw_status dw_try_status = (expression);                                                                        \
+        if (dw_try_status != DW_OK) return dw_try_status;                                                              \
     } while (0)
 
 #endif

@@ -1,0 +1,54 @@
+#include "cpu/tiling.h"
+
+enum {
+    EDGE = 128,                /* tiles start at multiples of the largest block */
+    SMALLEST_TILE = 64 * 1024, /* elements; about 30 us of scalar work, 5 us of SIMD: below that a wake-up costs more */
+    LARGEST_TILE = 1024 * 1024, /* elements; keeps the last tiles of a large matrix from running alone for long */
+    TILES_PER_THREAD = 4
+};
+
+static int64_t round_up(int64_t value, int64_t step) {
+    return (value + step - 1) / step * step;
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* The extents of a tile of about `elements`: first as long as that allows, then as many lines as fit. What lies beyond
+ * the matrix is no work and does not count. */
+static void shape_tile(int64_t elements, int64_t length, int64_t lines, int64_t *tile_length, int64_t *tile_lines) {
+    int64_t longest = larger(elements / smaller(lines, EDGE) / EDGE, 1) * EDGE;
+    *tile_length = smaller(longest, round_up(length, EDGE));
+    int64_t most = larger(elements / smaller(length, *tile_length) / EDGE, 1) * EDGE;
+    *tile_lines = smaller(most, round_up(lines, EDGE));
+}
+
+dw_tiling dw_fixed_tiling(int64_t rows, int64_t cols, int64_t elements, bool tall) {
+    dw_tiling tiling = {.rows = rows, .cols = cols, .tile_rows = EDGE, .tile_cols = EDGE};
+    if (rows == 0 || cols == 0) return tiling;
+    if (tall)
+        shape_tile(elements, rows, cols, &tiling.tile_rows, &tiling.tile_cols);
+    else
+        shape_tile(elements, cols, rows, &tiling.tile_cols, &tiling.tile_rows);
+    tiling.across = (cols + tiling.tile_cols - 1) / tiling.tile_cols;
+    tiling.count = tiling.across * ((rows + tiling.tile_rows - 1) / tiling.tile_rows);
+    return tiling;
+}
+
+dw_tiling dw_choose_tiling(int64_t rows, int64_t cols, int threads, bool tall) {
+    int64_t elements = rows * cols / (threads * TILES_PER_THREAD);
+    if (threads == 1 || elements > LARGEST_TILE) elements = LARGEST_TILE;
+    if (elements < SMALLEST_TILE) elements = SMALLEST_TILE;
+    return dw_fixed_tiling(rows, cols, elements, tall);
+}
+
+dw_tile dw_tile_at(const dw_tiling *tiling, int64_t index) {
+    int64_t row0 = index / tiling->across * tiling->tile_rows, col0 = index % tiling->across * tiling->tile_cols;
+    return (dw_tile){row0, smaller(row0 + tiling->tile_rows, tiling->rows), col0,
+                     smaller(col0 + tiling->tile_cols, tiling->cols)};
+}

@@ -1,0 +1,113 @@
+/* Which row of the table serves a request, and why the others do not. */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "core/status.h"
+#include "formats/scale_layout.h"
+#include "registry/table.h"
+
+static bool has(uint32_t mask, int value) {
+    return mask >> value & 1;
+}
+
+const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request) {
+    const dw_kernel_info *info = &row->info;
+    if (row->device_type != request->device_type) return "the device type";
+    if (!has(info->orientations, request->orientation)) return "the orientation";
+    if (!has(info->blocks, request->spec.block)) return "the block";
+    if (!has(info->sources, request->source))
+        return info->operation == DW_OP_QUANTIZE ? "the source type" : "the target type";
+    if (!has(info->elements, request->spec.element)) return "the element type";
+    if (info->operation == DW_OP_QUANTIZE && !has(info->roundings, request->spec.rounding)) return "the rounding";
+    if (!has(info->layouts, request->spec.layout)) return "the scale layout";
+    return "";
+}
+
+const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request) {
+    const dw_kernel_row *best = NULL;
+    for (size_t i = 0; i < dw_kernel_table_size; i++) {
+        const dw_kernel_row *row = &dw_kernel_table[i];
+        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) || *dw_row_reason(context, row))
+            continue;
+        if (!best || row->info.priority >= best->info.priority) best = row;
+    }
+    return best;
+}
+
+static void append(char **at, size_t *left, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static void append(char **at, size_t *left, const char *format, ...) {
+    if (*left == 0) return;
+    va_list arguments;
+    va_start(arguments, format);
+    int wanted = vsnprintf(*at, *left, format, arguments);
+    va_end(arguments);
+    size_t written = wanted < 0 ? 0 : (size_t)wanted < *left ? (size_t)wanted : *left - 1;
+    *at += written;
+    *left -= written;
+}
+
+static void explain(const dw_context *context, const dw_request *request, const dw_kernel_row *chosen, char *text,
+                    size_t capacity) {
+    if (capacity) *text = 0;
+    for (size_t i = 0; i < dw_kernel_table_size; i++) {
+        const dw_kernel_row *row = &dw_kernel_table[i];
+        if (row->info.operation != request->operation) continue;
+        const char *mismatch = dw_row_mismatch(row, request), *reason = dw_row_reason(context, row);
+        if (row == chosen)
+            append(&text, &capacity, "chosen   %s: highest priority of those that serve this (%d)\n", row->info.name,
+                   row->info.priority);
+        else if (*mismatch)
+            append(&text, &capacity, "rejected %s: does not serve %s\n", row->info.name, mismatch);
+        else if (*reason)
+            append(&text, &capacity, "rejected %s: not available: %s\n", row->info.name, reason);
+        else
+            append(&text, &capacity, "rejected %s: priority %d is not the highest\n", row->info.name,
+                   row->info.priority);
+    }
+}
+
+static dw_status check_request(const dw_request *request) {
+    if ((unsigned)request->operation >= DW_OP_COUNT)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.operation is %d; expected quantize or dequantize (0 or 1)",
+                       (int)request->operation);
+    if ((unsigned)request->orientation >= DW_ORIENT_COUNT)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                       "request.orientation is %d; expected row, transposed or both (0 to 2)",
+                       (int)request->orientation);
+    if (request->source != DW_F32 && request->source != DW_F16 && request->source != DW_BF16)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.source is %s (%d); expected f32, f16 or bf16",
+                       dw_dtype_name(request->source), (int)request->source);
+    if (request->device_type != DW_DEVICE_CPU && request->device_type != DW_DEVICE_CUDA)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.device_type is %d; expected 1 (CPU) or 2 (CUDA)",
+                       (int)request->device_type);
+    int64_t shape[2];
+    return dw_scale_shape(&request->spec, request->rows, request->cols, shape);
+}
+
+dw_status dw_dispatch(const dw_context *context, const dw_request *request, size_t *index, char *explanation,
+                      size_t capacity) {
+    if (!context || !request || !index)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context, request or index is NULL; pass all three");
+    dw_status status = check_request(request);
+    if (status == DW_ERROR_INVALID_ARGUMENT) return status;
+    const dw_kernel_row *row = status == DW_OK ? dw_find_row(context, request) : NULL;
+    if (explanation) explain(context, request, row, explanation, capacity);
+    if (status != DW_OK) return status;
+    if (!row) return dw_no_row(request);
+    *index = (size_t)(row - dw_kernel_table);
+    return DW_OK;
+}
+
+dw_status dw_no_row(const dw_request *request) {
+    if (request->device_type == DW_DEVICE_CUDA)
+        return dw_fail(
+            DW_ERROR_UNSUPPORTED,
+            "no CUDA kernel in this build and on this machine can %s (%s, block %s, scale layout %s); move the "
+            "tensors to the CPU, or see dw_dispatch for each kernel's reason",
+            dw_operation_name(request->operation), dw_orientation_name(request->orientation),
+            dw_block_name(request->spec.block), dw_scale_layout_name(request->spec.layout));
+    return dw_fail(DW_ERROR_UNSUPPORTED,
+                   "no CPU kernel can %s (%s, block %s, scale layout %s); see dw_dispatch for each kernel's reason",
+                   dw_operation_name(request->operation), dw_orientation_name(request->orientation),
+                   dw_block_name(request->spec.block), dw_scale_layout_name(request->spec.layout));
+}

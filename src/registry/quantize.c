@@ -1,0 +1,246 @@
+/* The public operations: check the arguments, find the row, run it. */
+#include "core/status.h"
+#include "core/tensor.h"
+#include "cpu/drive.h"
+#include "formats/scale_layout.h"
+#include "registry/table.h"
+
+static dw_status check_float(const dw_tensor *tensor, const char *name) {
+    if (tensor->dtype == DW_F32 || tensor->dtype == DW_F16 || tensor->dtype == DW_BF16) return DW_OK;
+    return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s has dtype %s; expected f32, f16 or bf16", name,
+                   dw_dtype_name(tensor->dtype));
+}
+
+/* Device and stream must agree over all tensors of a call. */
+static dw_status check_device(const dw_tensor *tensor, const char *name, const dw_tensor *first) {
+    if (tensor->device_type != DW_DEVICE_CPU && tensor->device_type != DW_DEVICE_CUDA)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s has device type %d; expected 1 (CPU) or 2 (CUDA)", name,
+                       (int)tensor->device_type);
+    if (tensor->device_type != first->device_type ||
+        (tensor->device_type == DW_DEVICE_CUDA && tensor->device_id != first->device_id))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s is on another device than the other tensors; move it there",
+                       name);
+    return DW_OK;
+}
+
+/* A quantized matrix that has been checked. */
+typedef struct quantized_view {
+    dw_view data, scale;
+} quantized_view;
+
+static dw_status check_quantized(const dw_quantized *quantized, const dw_quantize_spec *spec,
+                                 const char *const names[2], const dw_tensor *first, quantized_view *view) {
+    DW_TRY(dw_check_matrix(&quantized->data, names[0], &view->data));
+    DW_TRY(dw_check_matrix(&quantized->scale, names[1], &view->scale));
+    DW_TRY(check_device(&quantized->data, names[0], first));
+    DW_TRY(check_device(&quantized->scale, names[1], first));
+    if (quantized->data.dtype != spec->element)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s has dtype %s; spec.element asks for %s", names[0],
+                       dw_dtype_name(quantized->data.dtype), dw_dtype_name(spec->element));
+    if (quantized->scale.dtype != DW_E8M0)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s has dtype %s; expected e8m0", names[1],
+                       dw_dtype_name(quantized->scale.dtype));
+    int64_t shape[2];
+    DW_TRY(dw_scale_shape(spec, view->data.rows, view->data.cols, shape));
+    DW_TRY(dw_check_extents(&view->scale, shape[0], shape[1]));
+    if (view->scale.ld != view->scale.cols)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s has row stride %lld; scales must be dense (%lld)", names[1],
+                       (long long)view->scale.ld, (long long)view->scale.cols);
+    return DW_OK;
+}
+
+static dw_status choose_row(dw_context *context, const dw_request *request, const dw_kernel_row **row) {
+    if (!*row) {
+        *row = dw_find_row(context, request);
+        return *row ? DW_OK : dw_no_row(request);
+    }
+    const dw_kernel_info *info = &(*row)->info;
+    const char *reason = dw_row_reason(context, *row);
+    if (*reason) return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s is not available: %s", info->name, reason);
+    const char *mismatch = info->operation != request->operation ? "the operation" : dw_row_mismatch(*row, request);
+    if (*mismatch)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s does not serve %s of this call; choose another", info->name,
+                       mismatch);
+    return DW_OK;
+}
+
+static dw_status check_stream(const dw_tensor *tensor, const void *stream) {
+    if (tensor->device_type == DW_DEVICE_CPU && stream)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "stream is not NULL, but the tensors are on the CPU; pass NULL");
+    return DW_OK;
+}
+
+dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
+                               const dw_tensor *source, const dw_quantized *by_row, const dw_quantized *transposed,
+                               void *stream) {
+    static const char *const row_names[2] = {"row.data", "row.scale"};
+    static const char *const transposed_names[2] = {"transposed.data", "transposed.scale"};
+    if (!context) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context is NULL; create one with dw_context_create");
+    if (!by_row && !transposed)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "row and transposed are both NULL; pass at least one output");
+    DW_TRY(dw_check_spec(spec));
+    dw_view from;
+    DW_TRY(dw_check_matrix(source, "source", &from));
+    DW_TRY(check_float(source, "source"));
+    DW_TRY(check_device(source, "source", source));
+    DW_TRY(check_stream(source, stream));
+
+    dw_view views[5] = {from};
+    int count = 1;
+    dw_quantize_job job = {.source = from.data,
+                           .source_ld = from.ld,
+                           .rows = from.rows,
+                           .cols = from.cols,
+                           .source_dtype = source->dtype,
+                           .element = spec->element,
+                           .block = spec->block,
+                           .rounding = spec->rounding};
+    if (by_row) {
+        quantized_view view;
+        DW_TRY(check_quantized(by_row, spec, row_names, source, &view));
+        DW_TRY(dw_check_extents(&view.data, from.rows, from.cols));
+        job.row_data = view.data.data;
+        job.row_ld = view.data.ld;
+        job.row_scale = dw_make_scale_map(spec, from.rows, from.cols, view.scale.data);
+        views[count++] = view.data;
+        views[count++] = view.scale;
+    }
+    if (transposed) {
+        quantized_view view;
+        DW_TRY(check_quantized(transposed, spec, transposed_names, source, &view));
+        DW_TRY(dw_check_extents(&view.data, from.cols, from.rows));
+        job.col_data = view.data.data;
+        job.col_ld = view.data.ld;
+        job.col_scale = dw_make_scale_map(spec, from.cols, from.rows, view.scale.data);
+        views[count++] = view.data;
+        views[count++] = view.scale;
+    }
+    for (int i = 0; i < count; i++)
+        for (int j = i + 1; j < count; j++)
+            DW_TRY(dw_check_disjoint(&views[i], &views[j]));
+
+    dw_request request = {.operation = DW_OP_QUANTIZE,
+                          .orientation = !transposed ? DW_ORIENT_ROW
+                                         : by_row    ? DW_ORIENT_BOTH
+                                                     : DW_ORIENT_TRANSPOSED,
+                          .source = source->dtype,
+                          .spec = *spec,
+                          .rows = from.rows,
+                          .cols = from.cols,
+                          .device_type = source->device_type,
+                          .device_id = source->device_id};
+    DW_TRY(choose_row(context, &request, &row));
+    if (row->device_type != DW_DEVICE_CPU) return row->entry.launch_quantize(context, &request, &job, stream);
+    dw_cpu_quantize(context, row->entry.cpu_quantize, spec->layout, &job);
+    return DW_OK;
+}
+
+dw_status dw_dequantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
+                                 const dw_quantized *source, const dw_tensor *target, void *stream) {
+    static const char *const names[2] = {"source.data", "source.scale"};
+    if (!context) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context is NULL; create one with dw_context_create");
+    if (!source) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "source is NULL; pass a dw_quantized");
+    DW_TRY(dw_check_spec(spec));
+    dw_view to;
+    DW_TRY(dw_check_matrix(target, "target", &to));
+    DW_TRY(check_float(target, "target"));
+    DW_TRY(check_device(target, "target", target));
+    DW_TRY(check_stream(target, stream));
+    quantized_view from;
+    DW_TRY(check_quantized(source, spec, names, target, &from));
+    DW_TRY(dw_check_extents(&from.data, to.rows, to.cols));
+    DW_TRY(dw_check_disjoint(&from.data, &to));
+    DW_TRY(dw_check_disjoint(&from.scale, &to));
+
+    dw_request request = {.operation = DW_OP_DEQUANTIZE,
+                          .orientation = DW_ORIENT_ROW,
+                          .source = target->dtype,
+                          .spec = *spec,
+                          .rows = to.rows,
+                          .cols = to.cols,
+                          .device_type = target->device_type,
+                          .device_id = target->device_id};
+    DW_TRY(choose_row(context, &request, &row));
+    dw_dequantize_job job = {.data = from.data.data,
+                             .data_ld = from.data.ld,
+                             .rows = to.rows,
+                             .cols = to.cols,
+                             .element = spec->element,
+                             .block = spec->block,
+                             .scale = dw_make_scale_map(spec, to.rows, to.cols, from.scale.data),
+                             .target = to.data,
+                             .target_ld = to.ld,
+                             .target_dtype = target->dtype};
+    if (row->device_type != DW_DEVICE_CPU) return row->entry.launch_dequantize(context, &request, &job, stream);
+    dw_cpu_dequantize(context, row->entry.cpu_dequantize, &job);
+    return DW_OK;
+}
+
+dw_status dw_quantize(dw_context *context, const dw_quantize_spec *spec, const dw_tensor *source,
+                      const dw_quantized *row, const dw_quantized *transposed, void *stream) {
+    return dw_quantize_with_row(context, NULL, spec, source, row, transposed, stream);
+}
+
+dw_status dw_dequantize(dw_context *context, const dw_quantize_spec *spec, const dw_quantized *source,
+                        const dw_tensor *target, void *stream) {
+    return dw_dequantize_with_row(context, NULL, spec, source, target, stream);
+}
+
+dw_status dw_quantize_measure(dw_context *context, const dw_quantize_spec *spec, const dw_tensor *source,
+                              dw_quantize_stats *stats) {
+    if (!context || !stats) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or stats is NULL; pass both");
+    DW_TRY(dw_check_spec(spec));
+    dw_view from;
+    DW_TRY(dw_check_matrix(source, "source", &from));
+    DW_TRY(check_float(source, "source"));
+    DW_TRY(check_device(source, "source", source));
+    if (source->device_type != DW_DEVICE_CPU)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "statistics are computed on the CPU only; move source there");
+    dw_request request = {.operation = DW_OP_QUANTIZE,
+                          .orientation = DW_ORIENT_ROW,
+                          .source = source->dtype,
+                          .spec = {spec->element, spec->block, spec->rounding, DW_SCALE_ROW},
+                          .rows = from.rows,
+                          .cols = from.cols,
+                          .device_type = DW_DEVICE_CPU};
+    const dw_kernel_row *row = NULL;
+    DW_TRY(choose_row(context, &request, &row));
+    dw_quantize_job job = {.source = from.data,
+                           .source_ld = from.ld,
+                           .rows = from.rows,
+                           .cols = from.cols,
+                           .source_dtype = source->dtype,
+                           .element = spec->element,
+                           .block = spec->block,
+                           .rounding = spec->rounding};
+    return dw_cpu_measure(context, row->entry.cpu_quantize, &job, stats);
+}
+
+static dw_status find_row(size_t kernel, const dw_kernel_row **row) {
+    if (kernel >= dw_kernel_table_size)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel index %zu is out of range; expected less than %zu", kernel,
+                       dw_kernel_table_size);
+    *row = &dw_kernel_table[kernel];
+    return DW_OK;
+}
+
+dw_status dw_quantize_with(dw_context *context, size_t kernel, const dw_quantize_spec *spec, const dw_tensor *source,
+                           const dw_quantized *row, const dw_quantized *transposed, void *stream) {
+    const dw_kernel_row *with = NULL;
+    DW_TRY(find_row(kernel, &with));
+    return dw_quantize_with_row(context, with, spec, source, row, transposed, stream);
+}
+
+dw_status dw_dequantize_with(dw_context *context, size_t kernel, const dw_quantize_spec *spec,
+                             const dw_quantized *source, const dw_tensor *target, void *stream) {
+    const dw_kernel_row *with = NULL;
+    DW_TRY(find_row(kernel, &with));
+    return dw_dequantize_with_row(context, with, spec, source, target, stream);
+}
+
+dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t seed, dw_selftest_result *result) {
+    if (!context || !result) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or result is NULL; pass both");
+    const dw_kernel_row *row = NULL;
+    DW_TRY(find_row(kernel, &row));
+    return dw_row_selftest(context, row, seed, result);
+}

@@ -1,0 +1,216 @@
+/* Proves one row of the table: every combination of formats it serves, on edge shapes and on shapes drawn from the
+ * seed, with adversarial data, odd strides and odd alignment. Outputs are poisoned, so that an unwritten byte shows,
+ * and the gaps between rows and the memory around must keep their poison. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/status.h"
+#include "formats/scale_layout.h"
+#include "registry/selftest_data.h"
+#include "registry/selftest_oracle.h"
+#include "registry/table.h"
+
+enum { LARGEST = 300, FENCE = 64, DRAWN_SHAPES = 4 };
+
+/* Memory for one matrix in a case, bounded by LARGEST + 16 columns of FP32, TCGEN05 padding and fences. */
+enum { BUFFER = (LARGEST + 20) * (LARGEST + 20) * 4 + 2 * FENCE + 4096 };
+
+typedef struct bench {
+    dw_context *context;
+    const dw_kernel_row *row;
+    dw_random random;
+    uint64_t seed;
+    dw_selftest_result *result;
+    char what[128]; /* the case in words */
+    uint8_t *source, *data[2], *scale[2], *expected, *expected_scale;
+} bench;
+
+typedef struct output {
+    uint8_t *memory; /* fence, matrix, fence */
+    uint8_t poison;
+    int64_t rows, cols, ld, size; /* size of an element */
+    const char *name;
+} output;
+
+static void poison(output *out) {
+    memset(out->memory, out->poison, BUFFER - FENCE); /* `memory` may begin a few bytes into its buffer */
+}
+
+static void mismatch(bench *on, const char *name, int r, int c, uint8_t got, uint8_t expected) {
+    if (on->result->mismatches++ == 0)
+        snprintf(on->result->first_mismatch, sizeof on->result->first_mismatch,
+                 "%.72s: %.20s byte (%d, %d) is 0x%02X, expected 0x%02X, seed %llu", on->what, name, r, c, got,
+                 expected, (unsigned long long)on->seed);
+}
+
+static void call_failed(bench *on) {
+    if (on->result->mismatches++ == 0)
+        snprintf(on->result->first_mismatch, sizeof on->result->first_mismatch, "%.72s: %.110s", on->what,
+                 dw_last_error());
+}
+
+/* Compares the matrix with `expected` (dense) and all other memory with the poison. */
+static void compare(bench *on, const output *out, const uint8_t *expected) {
+    int64_t width = out->cols * out->size, pitch = out->ld * out->size;
+    int64_t span = out->rows && out->cols ? (out->rows - 1) * pitch + width : 0;
+    for (int64_t i = -FENCE; i < span + FENCE; i++) {
+        bool inside = i >= 0 && i < span;
+        int64_t r = inside ? i / pitch : i < 0 ? -1 : out->rows, c = inside ? i % pitch : i < 0 ? i : i - span;
+        inside = inside && c < width;
+        uint8_t wanted = inside ? expected[r * width + c] : out->poison, got = out->memory[FENCE + i];
+        if (got != wanted) mismatch(on, out->name, (int)r, (int)c, got, wanted);
+    }
+}
+
+/* A distance between rows: dense half of the time. */
+static int64_t draw_stride(bench *on, int64_t cols) {
+    return cols + (dw_random_next(&on->random) & 1 ? dw_random_between(&on->random, 1, 9) : 0);
+}
+
+static dw_tensor view(void *data, dw_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
+    dw_tensor tensor = dw_matrix(data, dtype, rows, cols);
+    tensor.strides[0] = ld;
+    return tensor;
+}
+
+static output draw_output(bench *on, uint8_t *memory, const char *name, int64_t rows, int64_t cols, int64_t ld,
+                          int64_t size) {
+    /* Two values that no NaN element and few scale codes have. */
+    output out = {memory, dw_random_next(&on->random) & 1 ? 0xA5 : 0x5A, rows, cols, ld, size, name};
+    poison(&out);
+    return out;
+}
+
+static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype source, dw_orientation orientation,
+                          int64_t rows, int64_t cols) {
+    static const char *const names[2][2] = {{"row.data", "row.scale"}, {"transposed.data", "transposed.scale"}};
+    snprintf(on->what, sizeof on->what, "%s %s from %s, %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
+             dw_block_name(spec->block), dw_dtype_name(source), dw_rounding_name(spec->rounding),
+             dw_scale_layout_name(spec->layout), (long long)rows, (long long)cols);
+    int64_t ld = draw_stride(on, cols);
+    uint8_t *data = on->source + dw_random_between(&on->random, 0, 3);
+    memset(on->source, 0xFF, BUFFER); /* NaN beyond the matrix: reading there spoils a block */
+    dw_fill_adversarial(&on->random, data, source, rows, cols, ld);
+    dw_tensor from = view(data, source, rows, cols, ld);
+
+    bool wanted[2] = {orientation != DW_ORIENT_TRANSPOSED, orientation != DW_ORIENT_ROW};
+    output out[2], scale[2];
+    dw_quantized quantized[2];
+    for (int t = 0; t < 2; t++) {
+        if (!wanted[t]) continue;
+        int64_t r = t ? cols : rows, c = t ? rows : cols, shape[2] = {0, 0};
+        dw_scale_shape(spec, r, c, shape);
+        out[t] = draw_output(on, on->data[t], names[t][0], r, c, draw_stride(on, c), 1);
+        scale[t] = draw_output(on, on->scale[t], names[t][1], shape[0], shape[1], shape[1], 1);
+        quantized[t].data = view(on->data[t] + FENCE, spec->element, r, c, out[t].ld);
+        quantized[t].scale = dw_matrix(on->scale[t] + FENCE, DW_E8M0, shape[0], shape[1]);
+    }
+    on->result->cases++;
+    if (dw_quantize_with_row(on->context, on->row, spec, &from, wanted[0] ? &quantized[0] : NULL,
+                             wanted[1] ? &quantized[1] : NULL, NULL) != DW_OK) {
+        call_failed(on);
+        return;
+    }
+    for (int t = 0; t < 2; t++) {
+        if (!wanted[t]) continue;
+        dw_expect_quantized(spec, data, source, ld, rows, cols, t == 1, on->expected, on->expected_scale);
+        compare(on, &out[t], on->expected);
+        compare(on, &scale[t], on->expected_scale);
+    }
+}
+
+static void dequantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype target, int64_t rows, int64_t cols) {
+    snprintf(on->what, sizeof on->what, "%s %s to %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
+             dw_block_name(spec->block), dw_dtype_name(target), dw_scale_layout_name(spec->layout), (long long)rows,
+             (long long)cols);
+    int64_t shape[2] = {0, 0}, ld = draw_stride(on, cols), target_ld = draw_stride(on, cols);
+    dw_scale_shape(spec, rows, cols, shape);
+    for (int64_t i = 0; i < rows * ld; i++)
+        on->data[0][i] = (uint8_t)dw_random_next(&on->random);
+    /* Half of the codes are any, half are where the target's own range begins and ends. */
+    for (int64_t i = 0; i < shape[0] * shape[1]; i++) {
+        uint64_t bits = dw_random_next(&on->random);
+        on->scale[0][i] = (uint8_t)(bits & 256    ? bits
+                                    : bits & 512  ? 255 - bits % 16
+                                    : bits & 1024 ? bits % 16
+                                                  : 96 + bits % 48);
+    }
+    uint8_t *unaligned = on->source + dw_random_between(&on->random, 0, 3);
+    int64_t size = (int64_t)dw_dtype_size(target);
+    output out = draw_output(on, unaligned, "target", rows, cols, target_ld, size);
+    dw_quantized from = {.data = view(on->data[0], spec->element, rows, cols, ld),
+                         .scale = dw_matrix(on->scale[0], DW_E8M0, shape[0], shape[1])};
+    dw_tensor to = view(unaligned + FENCE, target, rows, cols, target_ld);
+    on->result->cases++;
+    if (dw_dequantize_with_row(on->context, on->row, spec, &from, &to, NULL) != DW_OK) {
+        call_failed(on);
+        return;
+    }
+    dw_expect_dequantized(spec, on->data[0], ld, on->scale[0], rows, cols, target, on->expected);
+    compare(on, &out, on->expected);
+}
+
+/* All shapes for one combination of formats. */
+static void run_shapes(bench *on, const dw_quantize_spec *spec, dw_dtype source, dw_orientation orientation) {
+    int64_t b = spec->block == DW_BLOCK_1X32 ? 32 : 128;
+    const int64_t edges[][2] = {{0, 5},     {5, 0},         {1, 1},         {1, b - 1}, {1, b},        {1, b + 1},
+                                {b - 1, 1}, {b, 1},         {b + 1, 1},     {b, b},     {17, b},       {b, 65},
+                                {33, 129},  {b - 1, b + 1}, {b + 1, b - 1}, {129, 257}, {3, 2 * b + 7}};
+    enum { EDGES = sizeof edges / sizeof edges[0] };
+    for (int i = 0; i < EDGES + DRAWN_SHAPES; i++) {
+        int64_t rows = i < EDGES ? edges[i][0] : dw_random_between(&on->random, 1, LARGEST);
+        int64_t cols = i < EDGES ? edges[i][1] : dw_random_between(&on->random, 1, LARGEST);
+        if (on->row->info.operation == DW_OP_QUANTIZE)
+            quantize_case(on, spec, source, orientation, rows, cols);
+        else
+            dequantize_case(on, spec, source, rows, cols);
+    }
+}
+
+static bool has(uint32_t mask, int value) {
+    return mask >> value & 1;
+}
+
+/* Every combination the row's masks name. Dequantization ignores the rounding. */
+static void run_formats(bench *on) {
+    const dw_kernel_info *info = &on->row->info;
+    int roundings = info->operation == DW_OP_QUANTIZE ? DW_ROUND_COUNT : 1;
+    for (int source = 0; source < DW_DTYPE_COUNT; source++)
+        for (int element = 0; element < DW_DTYPE_COUNT; element++)
+            for (int block = 0; block < DW_BLOCK_COUNT; block++)
+                for (int rounding = 0; rounding < roundings; rounding++)
+                    for (int layout = 0; layout < DW_SCALE_LAYOUT_COUNT; layout++)
+                        for (int orientation = 0; orientation < DW_ORIENT_COUNT; orientation++) {
+                            if (!has(info->sources, source) || !has(info->elements, element) ||
+                                !has(info->blocks, block) || !has(info->roundings, rounding) ||
+                                !has(info->layouts, layout) || !has(info->orientations, orientation) ||
+                                (layout == DW_SCALE_TCGEN05 && block != DW_BLOCK_1X32))
+                                continue;
+                            dw_quantize_spec spec = {(dw_dtype)element, (dw_block)block, (dw_rounding)rounding,
+                                                     (dw_scale_layout)layout};
+                            run_shapes(on, &spec, (dw_dtype)source, (dw_orientation)orientation);
+                        }
+}
+
+dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result) {
+    *result = (dw_selftest_result){0};
+    const char *reason = dw_row_reason(context, row);
+    if (*reason) return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s is not available: %s", row->info.name, reason);
+    bench on = {.context = context, .row = row, .random = {seed}, .seed = seed, .result = result};
+    uint8_t **buffers[] = {&on.source,   &on.data[0],  &on.data[1],       &on.scale[0],
+                           &on.scale[1], &on.expected, &on.expected_scale};
+    enum { BUFFERS = sizeof buffers / sizeof buffers[0] };
+    uint8_t *memory = malloc((size_t)BUFFERS * BUFFER);
+    if (!memory)
+        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s (%zu bytes); free some memory",
+                       row->info.name, (size_t)BUFFERS * BUFFER);
+    for (int i = 0; i < BUFFERS; i++)
+        *buffers[i] = memory + (size_t)i * BUFFER;
+    run_formats(&on);
+    free(memory);
+    if (result->mismatches)
+        return dw_fail(DW_ERROR_SELFTEST, "kernel %s differs from the reference in %lld bytes; first %s",
+                       row->info.name, (long long)result->mismatches, result->first_mismatch);
+    return DW_OK;
+}

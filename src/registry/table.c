@@ -1,0 +1,90 @@
+#include "registry/table.h"
+
+#include "core/status.h"
+
+/* The sets that rows name. */
+#define BIT(value) (1u << (value))
+#define FLOATS (BIT(DW_F32) | BIT(DW_F16) | BIT(DW_BF16))
+#define FP8S (BIT(DW_E4M3) | BIT(DW_E5M2))
+#define BLOCKS (BIT(DW_BLOCK_1X32) | BIT(DW_BLOCK_1X128) | BIT(DW_BLOCK_128X128))
+#define ROUNDINGS (BIT(DW_ROUND_RCEIL) | BIT(DW_ROUND_FLOOR))
+#define STRIDED (BIT(DW_SCALE_ROW) | BIT(DW_SCALE_MN_MAJOR))
+#define LAYOUTS (STRIDED | BIT(DW_SCALE_TCGEN05))
+
+#define CPU_QUANTIZE(name, isa, orientation, block, sources, elements, roundings, layouts, priority, entry)            \
+    void entry(const dw_quantize_job *job, const dw_tile *tile);
+#define CPU_DEQUANTIZE(name, isa, blocks, targets, elements, layouts, priority, entry)                                 \
+    void entry(const dw_dequantize_job *job, const dw_tile *tile);
+#include "registry/kernels.inc"
+#undef CPU_QUANTIZE
+#undef CPU_DEQUANTIZE
+
+#define TARGET_REF "ref"
+#define TARGET_AVX2 "avx2"
+#define TARGET_AVX512 "avx512"
+
+#define CPU_QUANTIZE(name, isa_, orientation, block, sources, elements, roundings, layouts, priority, entry_)          \
+    {.info = {#name, TARGET_##isa_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements,                   \
+              BIT(DW_BLOCK_##block), roundings, layouts, priority, false, ""},                                         \
+     .device_type = DW_DEVICE_CPU,                                                                                     \
+     .isa = DW_ISA_##isa_,                                                                                             \
+     .entry.cpu_quantize = entry_},
+#define CPU_DEQUANTIZE(name, isa_, blocks, targets, elements, layouts, priority, entry_)                               \
+    {.info = {#name, TARGET_##isa_, DW_OP_DEQUANTIZE, BIT(DW_ORIENT_ROW), targets, elements, blocks, ROUNDINGS,        \
+              layouts, priority, false, ""},                                                                           \
+     .device_type = DW_DEVICE_CPU,                                                                                     \
+     .isa = DW_ISA_##isa_,                                                                                             \
+     .entry.cpu_dequantize = entry_},
+const dw_kernel_row dw_kernel_table[] = {
+#include "registry/kernels.inc"
+};
+const size_t dw_kernel_table_size = sizeof dw_kernel_table / sizeof dw_kernel_table[0];
+
+const char *dw_operation_name(dw_operation operation) {
+    switch (operation) {
+    case DW_OP_QUANTIZE: return "quantize";
+    case DW_OP_DEQUANTIZE: return "dequantize";
+    case DW_OP_COUNT: break;
+    }
+    return "?";
+}
+
+const char *dw_orientation_name(dw_orientation orientation) {
+    switch (orientation) {
+    case DW_ORIENT_ROW: return "row";
+    case DW_ORIENT_TRANSPOSED: return "transposed";
+    case DW_ORIENT_BOTH: return "both";
+    case DW_ORIENT_COUNT: break;
+    }
+    return "?";
+}
+
+const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row) {
+    static const char *const lacks[DW_ISA_COUNT] = {
+        "",
+        "needs AVX2, FMA, F16C and BMI2 in the processor and the operating system",
+        "needs AVX-512 F, BW, DQ, VL and VBMI in the processor and the operating system",
+    };
+    if (row->device_type != DW_DEVICE_CPU) return "needs a GPU";
+    if (row->isa > context->hardware) return lacks[row->isa];
+    if (row->isa > context->isa)
+        return "the context is limited to a narrower instruction set (options.isa, DEEPWELL_ISA)";
+    return "";
+}
+
+size_t dw_kernel_count(const dw_context *context) {
+    (void)context; /* every context knows every row; they differ in what is available */
+    return dw_kernel_table_size;
+}
+
+dw_status dw_kernel_get(const dw_context *context, size_t index, dw_kernel_info *info) {
+    if (!context || !info) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or info is NULL; pass both");
+    if (index >= dw_kernel_table_size)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel index %zu is out of range; expected less than %zu", index,
+                       dw_kernel_table_size);
+    dw_kernel_info found = dw_kernel_table[index].info;
+    found.reason = dw_row_reason(context, &dw_kernel_table[index]);
+    found.available = !*found.reason;
+    *info = found;
+    return DW_OK;
+}

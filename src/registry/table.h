@@ -1,0 +1,54 @@
+/* The table's rows as the library sees them. */
+#ifndef DW_REGISTRY_TABLE_H
+#define DW_REGISTRY_TABLE_H
+
+#include "core/context.h"
+#include "cpu/cpu_kernel.h"
+#include "deepwell/kernels.h"
+
+/* How a device kernel is started: enqueues the job on `stream`, including the zeroing of scale padding. The pointers in
+ * the job are device pointers. */
+typedef dw_status (*dw_quantize_launch)(dw_context *context, const dw_request *request, const dw_quantize_job *job,
+                                        void *stream);
+typedef dw_status (*dw_dequantize_launch)(dw_context *context, const dw_request *request, const dw_dequantize_job *job,
+                                          void *stream);
+
+typedef struct dw_kernel_row {
+    dw_kernel_info info; /* `available` and `reason` depend on the context; see dw_row_reason */
+    dw_device_type device_type;
+    dw_isa isa; /* CPU rows only */
+    union {     /* by device type and operation */
+        dw_quantize_kernel cpu_quantize;
+        dw_dequantize_kernel cpu_dequantize;
+        dw_quantize_launch launch_quantize;
+        dw_dequantize_launch launch_dequantize;
+    } entry;
+} dw_kernel_row;
+
+extern const dw_kernel_row dw_kernel_table[];
+extern const size_t dw_kernel_table_size;
+
+/* "" when the row can run here, else why not. Static storage. */
+const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row);
+
+/* "" when the row serves the request (availability aside), else the name of what it does not serve. Static storage. */
+const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request);
+
+/* The row for a request: dw_dispatch without an explanation. NULL when there is none. */
+const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request);
+
+/* Fails with UNSUPPORTED, saying that no row serves the request. */
+dw_status dw_no_row(const dw_request *request);
+
+/* Quantization and dequantization with a given row; they check the arguments and that the row serves them here. A NULL
+ * row stands for the one that dispatch chooses. */
+dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
+                               const dw_tensor *source, const dw_quantized *by_row, const dw_quantized *transposed,
+                               void *stream);
+dw_status dw_dequantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
+                                 const dw_quantized *source, const dw_tensor *target, void *stream);
+
+/* dw_kernel_selftest for a row that need not be in the table. */
+dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result);
+
+#endif
