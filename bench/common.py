@@ -27,7 +27,17 @@ BENCHMARKS = (
     *("moe_layer", "step_dense", "step_moe", "plan"),
 )
 PEERS = (
-    *("copy", "memcpy", "torch", "cublaslt_row", "cublaslt_tensor", "cublaslt_block", "deepgemm", "te_best", "te_block"),
+    *(
+        "copy",
+        "memcpy",
+        "torch",
+        "cublaslt_row",
+        "cublaslt_tensor",
+        "cublaslt_block",
+        "deepgemm",
+        "te_best",
+        "te_block",
+    ),
     *("torchao", "liger", "eager", "compile", "grouped_mm", "grouped_mm_compile"),
 )
 
@@ -151,8 +161,8 @@ def rounded(value: float) -> float:
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender. All run once in every round, so that what the machine does meanwhile hits all of
-    them; the first round warms caches and pages and is not counted."""
+    """Median seconds of each contender. All run once in every round, so that what the machine does meanwhile hits all
+    of them; the first round warms caches and pages and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, call in contenders.items():

@@ -1,14 +1,15 @@
 """cpu_quantize: the quantization kernels through dw_quantize, against memcpy and against PyTorch's composition.
 
-`run` starts one process for each number of threads, because the library's thread count is fixed when it is first used;
-inside it all contenders of a case are interleaved. A speed counts the bytes that the operation must read and write once,
-whoever does it: source, elements and scales.
+`run` starts one process for each number of threads, because the library's thread count is fixed when it is first
+used; inside it all contenders of a case are interleaved. A speed counts the bytes that the operation must read and
+write once, whoever does it: source, elements and scales.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import os
 import subprocess
@@ -87,7 +88,7 @@ def memcpy_call(target: torch.Tensor, source: torch.Tensor, threads: int) -> Cal
         return lambda: memcpy(target.data_ptr(), source.data_ptr(), size)
     pool = ThreadPoolExecutor(threads)
     edges = [size * i // threads // 64 * 64 for i in range(threads)] + [size]
-    parts = [(target.data_ptr() + a, source.data_ptr() + a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [(target.data_ptr() + a, source.data_ptr() + a, b - a) for a, b in itertools.pairwise(edges)]
 
     def call() -> None:
         for future in [pool.submit(memcpy, *part) for part in parts]:
