@@ -52,7 +52,7 @@ typedef enum dw_device_type { DW_DEVICE_CPU = 1, DW_DEVICE_CUDA = 2 } dw_device_
 
 /* A view of memory owned by somebody else; maps one to one to DLPack. Strides count elements. */
 typedef struct dw_tensor {
-    void *data; /* first element; may be NULL only when some extent is 0 */
+    void *data; /* first element, on the CPU of any alignment; may be NULL only when some extent is 0 */
     dw_dtype dtype;
     dw_device_type device_type;
     int32_t device_id;
