@@ -1,0 +1,146 @@
+/* deepwell._core: libdeepwell for Python, in the limited API, so that one binary serves every supported interpreter.
+ *
+ * Tensors come in as address, shape and leading dimension, because the limited API of Python 3.10 has no buffer
+ * protocol and because NumPy and PyTorch give out exactly these. The callers in python/deepwell keep the memory alive.
+ */
+#include "module.h"
+
+/* Exceptions are Python classes (deepwell.errors), looked up once when the module is made. */
+typedef struct core_state {
+    PyObject *errors;
+} core_state;
+
+static const char *exception_name(dw_status status) {
+    switch (status) {
+    case DW_OK: break;
+    case DW_ERROR_INVALID_ARGUMENT: return "InvalidArgumentError";
+    case DW_ERROR_UNSUPPORTED: return "UnsupportedError";
+    case DW_ERROR_OUT_OF_MEMORY: return "OutOfMemoryError";
+    case DW_ERROR_SELFTEST: return "SelftestError";
+    case DW_ERROR_DEVICE: return "DeviceError";
+    case DW_ERROR_IO:
+    case DW_ERROR_CORRUPT:
+    case DW_ERROR_NOT_FOUND:
+    case DW_ERROR_EXISTS:
+    case DW_ERROR_CANCELLED: break;
+    }
+    return "DeepwellError";
+}
+
+PyObject *raise_status(PyObject *module, dw_status status) {
+    /* The text goes first: looking up the class may run code that fails a call of its own. */
+    PyObject *text = PyUnicode_DecodeUTF8(dw_last_error(), (Py_ssize_t)strlen(dw_last_error()), "replace");
+    if (!text) return NULL;
+    core_state *state = PyModule_GetState(module);
+    PyObject *class = PyObject_GetAttrString(state->errors, exception_name(status));
+    if (class) {
+        PyErr_SetObject(class, text);
+        Py_DECREF(class);
+    }
+    Py_DECREF(text);
+    return NULL;
+}
+
+dw_context *process_context(void) {
+    static dw_context *context;
+    if (!context) {
+        dw_status status = dw_context_create(NULL, &context);
+        if (status != DW_OK) {
+            context = NULL;
+            PyObject *module = PyImport_ImportModule("deepwell._core");
+            if (module) {
+                raise_status(module, status);
+                Py_DECREF(module);
+            }
+        }
+    }
+    return context;
+}
+
+PyObject *core_version(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyUnicode_FromString(dw_version());
+}
+
+PyObject *core_cpu_info(PyObject *module, PyObject *unused) {
+    (void)unused;
+    dw_cpu_info info;
+    dw_status status = dw_probe_cpu(&info);
+    if (status != DW_OK) return raise_status(module, status);
+    return Py_BuildValue("{s:s,s:s,s:i,s:N,s:N,s:L}", "vendor", info.vendor, "model", info.model, "logical_processors",
+                         info.logical_processors, "has_avx2", PyBool_FromLong(info.has_avx2), "has_avx512",
+                         PyBool_FromLong(info.has_avx512), "memory_bytes", (long long)info.memory_bytes);
+}
+
+PyObject *core_context_info(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    return Py_BuildValue("{s:s,s:i}", "isa", dw_context_isa(context), "threads", dw_context_threads(context));
+}
+
+/* The cast through a parameterless function type tells the compiler that the difference in signature is meant; METH_*
+ * says which one it is. */
+#define KEYWORDS(function) ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef methods[] = {
+    {"quantize", KEYWORDS(core_quantize),
+     "quantize(source, dtype, rows, cols, ld, element, block, rounding, layout, row, transposed, kernel=-1)\n\n"
+     "dw_quantize on addresses. row and transposed: (data address, leading dimension, scale address) or None.\n"
+     "kernel: index of the row of kernels() to use, -1 for the dispatcher's choice."},
+    {"dequantize", KEYWORDS(core_dequantize),
+     "dequantize(data, ld, scale, rows, cols, element, block, layout, target, dtype, target_ld, kernel=-1)\n\n"
+     "dw_dequantize on addresses."},
+    {"measure", KEYWORDS(core_measure),
+     "measure(source, dtype, rows, cols, ld, element, block, rounding) -> dict\n\n"
+     "dw_quantize_measure: what row-wise quantization would do to the matrix."},
+    {"scale_shape", KEYWORDS(core_scale_shape),
+     "scale_shape(element, block, layout, rows, cols) -> (int, int)\n\nShape of the dense scale tensor, in bytes."},
+    {"kernels", core_kernels, METH_NOARGS, "kernels() -> list of dict\n\nThe rows of the kernel table, in order."},
+    {"dispatch", KEYWORDS(core_dispatch),
+     "dispatch(operation, orientation, source, element, block, rounding, layout, rows, cols, device='cpu', "
+     "device_id=0)\n"
+     "-> (index or None, explanation, error)\n\nWhich row serves the request, with a line for each candidate."},
+    {"selftest", KEYWORDS(core_selftest),
+     "selftest(kernel, seed) -> dict\n\nRuns a row against the reference; mismatches are in the result, not raised."},
+    {"version", core_version, METH_NOARGS, "version() -> str\n\nVersion of the library in use."},
+    {"cpu_info", core_cpu_info, METH_NOARGS, "cpu_info() -> dict\n\nFacts about this processor."},
+    {"context_info", core_context_info, METH_NOARGS,
+     "context_info() -> dict\n\nInstruction set and threads in use (DEEPWELL_ISA and DEEPWELL_THREADS choose them)."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int core_exec(PyObject *module) {
+    core_state *state = PyModule_GetState(module);
+    state->errors = PyImport_ImportModule("deepwell.errors");
+    return state->errors ? 0 : -1;
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg) {
+    core_state *state = PyModule_GetState(module);
+    Py_VISIT(state->errors);
+    return 0;
+}
+
+static int core_clear(PyObject *module) {
+    core_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->errors);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)core_exec}, {0, NULL}};
+
+static PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_core",
+    .m_doc = "libdeepwell on raw addresses. Not public: use the deepwell package.",
+    .m_size = sizeof(core_state),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+};
+
+PyMODINIT_FUNC PyInit__core(void) {
+    return PyModuleDef_Init(&definition);
+}
