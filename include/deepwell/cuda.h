@@ -67,11 +67,12 @@ typedef enum dw_gemm_scaling {
  *   TENSOR          F32, one element of any rank.
  *   1X128, 128X128  with R x C the grid of blocks (R = rows or ceil(rows/128), C = ceil(K/128)), one of
  *                   E8M0, in `layout` ROW [R, C] or MN_MAJOR [C, R rounded up to 16], dense, as dw_quantize writes them
- *                   (dw_gemm then decodes them into the workspace, one small launch each), or
+ *                   (dw_gemm then decodes them into the workspace, in one small launch), or
  *                   F32 [R, C], exactly as cuBLASLt reads them: strides (1, rows) for 1X128, (C rounded up to 4, 1) for
  *                   128X128. The stride of an extent of one does not matter.
  *   1X32            E8M0, `layout` TCGEN05, dense.
- * Alignment: data 16 bytes, its row stride 16 bytes; F32 block scales and TCGEN05 codes 16 bytes. */
+ * Alignment: FP8 data and its row stride 16 bytes (BF16, F16: their own size, though 16 is faster); F32 block scales
+ * and TCGEN05 codes 16 bytes. */
 typedef struct dw_gemm_operand {
     dw_tensor data;
     dw_gemm_scaling scaling;
@@ -81,9 +82,10 @@ typedef struct dw_gemm_operand {
 
 typedef struct dw_gemm_args {
     dw_gemm_operand a, b;
-    dw_tensor d; /* [M, N], BF16, F16 or F32, inner stride 1, 16-byte aligned, row stride a multiple of 16 bytes */
-    dw_tensor
-        bias; /* [N], dense, 16-byte aligned; data NULL for none. FP8: BF16 (F16 with an F16 result); else D's type */
+    dw_tensor d; /* [M, N], BF16, F16 or F32, inner stride 1; alignment as the operands */
+    /* [N], dense, 16-byte aligned, or rank 0 (a zeroed tensor) for none. With FP8 operands BF16, but F16 for an F16
+     * result; otherwise D's type. */
+    dw_tensor bias;
     bool accumulate;        /* adds into D (FP32 sums; rounded once) */
     bool fast_accumulation; /* FP8 on Hopper with TENSOR scales: sums stay in the tensor core's 14 bits; faster */
     void *workspace;        /* device memory, 256-byte aligned; may be NULL when workspace_bytes is 0 */
@@ -98,19 +100,27 @@ typedef struct dw_gemm_args {
 DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on, through cuBLASLt:
- *   BF16 · BF16, F16 · F16      unscaled
- *   E4M3 · E4M3, E4M3 · E5M2, E5M2 · E4M3
- *     TENSOR · TENSOR                                          compute capability 9.0 and later
- *     1X128 · 1X128, 1X128 · 128X128, 128X128 · 1X128          9.0 exactly, cuBLASLt 12.9 or later; M and N multiples
- * of 4 1X32 · 1X32                                              10.0 and later, cuBLASLt 12.8 or later FP8 needs K a
- * multiple of 16 and N * (bytes of D's type) a multiple of 16. Products of decoded elements, FP32 sums, split
- * reductions only in FP32; D is rounded once. Empty M or N is a success that does nothing; K = 0 without bias clears D,
- * or leaves it when accumulating. D may overlap nothing else. The choice of algorithm is cached per device, shapes,
- * types and alignment; calls from several threads are safe. Safe to capture in a CUDA graph once the same call has been
- * made before (the first one loads code). Errors: INVALID_ARGUMENT (shapes, dtypes, strides, alignment, devices, a
- * workspace too small), UNSUPPORTED (no driver, no cuBLASLt, or it has no kernel for this; the text says which),
- * DEVICE. Source of the scale layouts: cuBLAS documentation, "128-element 1D and 128x128 2D Block Scaling" and "1D
- * Block Scaling Factors Layout". */
+ *
+ *   a by b                                              scaling a by b      needs
+ *   bf16 by bf16, f16 by f16                            unscaled
+ *   e4m3 by e4m3, e4m3 by e5m2, e5m2 by e4m3, with
+ *     one scale each                                    TENSOR by TENSOR    compute capability 9.0 or later
+ *     block scales on Hopper                            1X128 by 1X128,     9.0 exactly; cuBLASLt 12.9 or later;
+ *                                                       1X128 by 128X128,   M and N multiples of 4
+ *                                                       128X128 by 1X128
+ *     block scales on Blackwell                         1X32 by 1X32        10.0 or later; cuBLASLt 12.8 or later
+ *
+ * FP8 needs K a multiple of 16, and N times the bytes of D's type a multiple of 16.
+ * Products of decoded elements, FP32 sums, reductions split only in FP32; D is rounded once. An empty M or N is a
+ * success that does nothing; K = 0 without bias clears D, or leaves it when accumulating. D may overlap nothing else.
+ *
+ * The algorithm is chosen once per device, shapes, types and alignment. Several threads may call at once. A call can be
+ * captured in a CUDA graph once the same call has been made outside of one (the first one loads code).
+ *
+ * Errors: INVALID_ARGUMENT (shapes, dtypes, strides, alignment, devices, a workspace too small), UNSUPPORTED (no
+ * driver, no cuBLASLt, or it has no kernel for this; the text says which), DEVICE. Source of the scale layouts:
+ * NVIDIA's cuBLAS documentation, "128-element 1D and 128x128 2D Block Scaling" and "1D Block Scaling Factors Layout".
+ */
 DW_API dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream);
 
 /* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);

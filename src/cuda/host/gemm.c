@@ -1,0 +1,114 @@
+/* dw_gemm: checks, decodes scales where needed, runs the plan. */
+#include "cuda/host/gemm_plan.h"
+#include "cuda/host/launch.h"
+
+#define DECODE_THREADS 256
+#define WORKSPACE_ALIGNMENT 256
+
+static dw_cuda_kernel scale_decode = DW_CUDA_KERNEL("common/scale_decode", "scale_decode_f32");
+
+static int64_t job_scales(const dw_scale_decode_job *job) {
+    return job->outer * job->inner_padded;
+}
+
+/* Decodes the E8M0 scales of either operand into the workspace, in one launch. */
+static dw_status decode_scales(const dw_cuda_scope *scope, dw_gemm_problem *p, void *workspace, void *stream) {
+    dw_scale_decode_params params = {0};
+    uint32_t jobs = 0;
+    int64_t most = 0;
+    dw_gemm_side *sides[2] = {&p->a, &p->b};
+    for (int i = 0; i < 2; i++) {
+        if (!sides[i]->decode) continue;
+        sides[i]->job.scales = (float *)((char *)workspace + sides[i]->scale_offset);
+        sides[i]->scale = sides[i]->job.scales;
+        params.jobs[jobs++] = sides[i]->job;
+        if (job_scales(&sides[i]->job) > most) most = job_scales(&sides[i]->job);
+    }
+    if (jobs == 0) return DW_OK;
+    void *arguments[] = {&params};
+    dw_cuda_launch_config config = {.grid = {(uint32_t)((most + DECODE_THREADS - 1) / DECODE_THREADS), jobs, 1},
+                                    .block = {DECODE_THREADS, 1, 1}};
+    return dw_cuda_launch(scope, &scale_decode, &config, stream, arguments);
+}
+
+/* An empty reduction: the sum is zero. */
+static dw_status multiply_nothing(const dw_cuda_scope *scope, const dw_gemm_problem *p, void *stream) {
+    if (p->has_bias)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: K = 0 with a bias; copy the bias into the rows of d instead");
+    if (p->accumulate) return DW_OK;
+    size_t element = p->d_type == DW_LT_F32 ? 4 : 2;
+    size_t width = (size_t)p->n * element;
+    return dw_cuda_check(scope->driver,
+                         scope->driver->memset_2d((dw_cu_pointer)(uintptr_t)p->d, (size_t)p->d_ld * element, 0, width,
+                                                  (size_t)p->m, stream),
+                         "cuMemsetD2D8Async", "gemm with K = 0, device %d", scope->device);
+}
+
+static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_gemm_problem *p, void *workspace,
+                     size_t workspace_bytes, void *stream) {
+    dw_gemm_plan *plan = NULL;
+    DW_TRY(dw_gemm_plan_get(scope, library, p, &plan));
+    size_t needed = p->decode_bytes + dw_gemm_plan_workspace(plan);
+    dw_status status = DW_OK;
+    if (workspace_bytes < needed)
+        status = dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                         "gemm: the workspace has %zu bytes and %zu are needed; ask "
+                         "dw_gemm_workspace_size",
+                         workspace_bytes, needed);
+    else if (needed > 0 && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT != 0))
+        status = dw_fail(DW_ERROR_INVALID_ARGUMENT, "gemm: the workspace at %p must be aligned to %d bytes", workspace,
+                         WORKSPACE_ALIGNMENT);
+    if (status == DW_OK) status = decode_scales(scope, p, workspace, stream);
+    if (status == DW_OK) {
+        char *rest = workspace ? (char *)workspace + p->decode_bytes : NULL;
+        status = dw_gemm_plan_run(plan, p, p->a.scale, p->b.scale, rest, dw_gemm_plan_workspace(plan), stream);
+    }
+    dw_gemm_plan_release(plan);
+    return status;
+}
+
+dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream) {
+    if (!context || !args)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm: %s is NULL", context ? "args" : "context");
+    dw_gemm_problem problem;
+    DW_TRY(dw_gemm_prepare(args, true, &problem));
+    if (problem.m == 0 || problem.n == 0) return DW_OK;
+    dw_cuda_scope scope;
+    DW_TRY(dw_cuda_enter(problem.device, &scope));
+    const dw_cublaslt *library = NULL;
+    dw_status status = DW_OK;
+    if (problem.k == 0) {
+        status = multiply_nothing(&scope, &problem, stream);
+    } else {
+        status = dw_cublaslt_get(scope.driver->version, &library);
+        if (status == DW_OK) status = run(&scope, library, &problem, args->workspace, args->workspace_bytes, stream);
+    }
+    dw_cuda_leave(&scope);
+    return status;
+}
+
+dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes) {
+    if (!context || !args || !bytes)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm_workspace_size: %s is NULL",
+                       !context ? "context"
+                       : !args  ? "args"
+                                : "bytes");
+    dw_gemm_problem problem;
+    DW_TRY(dw_gemm_prepare(args, false, &problem));
+    if (problem.m == 0 || problem.n == 0 || problem.k == 0) {
+        *bytes = 0;
+        return DW_OK;
+    }
+    dw_cuda_scope scope;
+    DW_TRY(dw_cuda_enter(problem.device, &scope));
+    const dw_cublaslt *library = NULL;
+    dw_gemm_plan *plan = NULL;
+    dw_status status = dw_cublaslt_get(scope.driver->version, &library);
+    if (status == DW_OK) status = dw_gemm_plan_get(&scope, library, &problem, &plan);
+    if (status == DW_OK) {
+        *bytes = problem.decode_bytes + dw_gemm_plan_workspace(plan);
+        dw_gemm_plan_release(plan);
+    }
+    dw_cuda_leave(&scope);
+    return status;
+}
