@@ -57,8 +57,7 @@ class MXLinear(Converted):
                 f"a layer converted for the CPU got an input on {input.device}; call deepwell.restore(model) before "
                 "moving the model"
             )
-        # Inside a functorch transform requires_grad speaks of one level only, so the weight gradient may still come.
-        save_x = (torch.is_grad_enabled() and weight.requires_grad) or _transforms_active()
+        save_x = torch.is_grad_enabled() and weight.requires_grad
         return ops.mx_linear(input, weight, self.bias, self._deepwell_recipe, out_dtype, save_x)  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
@@ -146,7 +145,3 @@ def _rebuild(behaviour: str, original: type, *arguments: Any) -> Any:
     """An empty module of the converted class, for pickle and copy to fill."""
     cls = converted_class(behaviour, original)
     return cls.__new__(cls, *arguments)
-
-
-def _transforms_active() -> bool:
-    return torch._C._are_functorch_transforms_active()

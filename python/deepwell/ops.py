@@ -14,6 +14,8 @@ product, and the result is rounded once to the output's dtype.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +45,26 @@ def mx_linear(
 
     x [..., K], weight [N, K], bias [N] or None; float32, float16 or bfloat16. y [..., N] of out_dtype. save_x keeps the
     transposed FP8 of x for the weight gradient; without it a backward that needs that gradient raises."""
+    if transforms_active():
+        # requires_grad speaks of the innermost transform only, so an outer one may still want the weight gradient.
+        from .transforms import linear
+
+        return linear(x, weight, bias, recipe, out_dtype, True)[0]
     return torch.ops.deepwell.mx_linear(x, weight, bias, recipe, out_dtype, save_x)[0]
 
 
-def _check_shapes(x: Tensor, weight: Tensor) -> None:
+def transforms_active() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp, ...) is running."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _check_operands(x: Tensor, weight: Tensor) -> None:
+    for what, tensor in (("an input", x), ("a weight", weight)):
+        if tensor.dtype not in TORCH_NAMES:
+            raise InvalidArgumentError(
+                f"a converted linear layer has {what} of {tensor.dtype}; expected float32, float16 or bfloat16 (call "
+                "deepwell.restore(model) before changing the model's dtype)"
+            )
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise InvalidArgumentError(
             f"linear layer with weight {tuple(weight.shape)} got an input of shape {tuple(x.shape)}; expected "
@@ -115,7 +133,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _linear_cpu(
     x: Tensor, weight: Tensor, bias: Tensor | None, recipe_text: str, out_dtype: torch.dtype, save_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_shapes(x, weight)
+    _check_operands(x, weight)
     recipe = parse_recipe(recipe_text)
     quantized = _quantize(_rows(x), recipe, recipe.activation_block, True, save_x)
     xq = _decode(quantized[0], recipe, recipe.activation_block)
@@ -177,7 +195,7 @@ _LIBRARY.impl("mx_linear_backward", _linear_backward_cpu, "CPU")
 def _linear_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, recipe_text: str, out_dtype: torch.dtype, save_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_shapes(x, weight)
+    _check_operands(x, weight)
     y = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
     if not save_x:
         return y, _nothing(x), _nothing(x)
@@ -214,17 +232,18 @@ torch.library.register_fake("deepwell::mx_linear", _linear_fake, lib=_LIBRARY)
 torch.library.register_fake("deepwell::mx_linear_backward", _linear_backward_fake, lib=_LIBRARY)
 
 
-# ---- derivatives ---------------------------------------------------------------------------------------------------
+# ---- derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
+def save_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, weight, bias, recipe, _, save_x = inputs
-    ctx.recipe, ctx.x_dtype, ctx.saved_x = recipe, x.dtype, save_x  # type: ignore[attr-defined]
-    ctx.bias_dtype = None if bias is None else bias.dtype  # type: ignore[attr-defined]
+    ctx.recipe, ctx.x_dtype, ctx.saved_x = recipe, x.dtype, save_x
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(weight, output[1], output[2])
 
 
-def _backward(ctx, dy: Tensor, _dx_t: object, _dx_t_scale: object) -> tuple:
+def gradients(ctx: Any, dy: Tensor, products: Callable[..., tuple[Tensor, Tensor]]) -> tuple:
+    """The gradients of mx_linear's arguments; `products` is mx_linear_backward or what stands for it."""
     weight, x_t, x_t_scale = ctx.saved_tensors
     need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
     if need_dw and not ctx.saved_x:
@@ -234,44 +253,23 @@ def _backward(ctx, dy: Tensor, _dx_t: object, _dx_t_scale: object) -> tuple:
         )
     dx = dw = db = None
     if need_dx or need_dw:
-        dx, dw = torch.ops.deepwell.mx_linear_backward(
-            dy, weight, x_t, x_t_scale, ctx.recipe, ctx.x_dtype, need_dx, need_dw
-        )
+        dx, dw = products(dy, weight, x_t, x_t_scale, ctx.recipe, ctx.x_dtype, need_dx, need_dw)
     if need_db:
         db = dy.sum(tuple(range(dy.dim() - 1)), dtype=torch.float32) if dy.dim() > 1 else dy
         db = db.to(ctx.bias_dtype)
     return dx if need_dx else None, dw if need_dw else None, db, None, None, None
 
 
-def _no_second_derivative(ctx, *grads: object) -> None:
+def no_second_derivative(ctx: Any, *grads: object) -> None:
     raise UnsupportedError(
         "a second derivative through a layer converted by deepwell is not available; call "
         "deepwell.restore(model) for it"
     )
 
 
-torch.library.register_autograd("deepwell::mx_linear", _backward, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("deepwell::mx_linear_backward", _no_second_derivative, lib=_LIBRARY)
+def _backward(ctx: Any, dy: Tensor, _dx_t: object, _dx_t_scale: object) -> tuple:
+    return gradients(ctx, dy, torch.ops.deepwell.mx_linear_backward)
 
 
-# ---- vmap: each example on its own, which is what the blocks along tokens mean -------------------------------------
-
-
-def _over_batch(operator: object, outputs: int):
-    def rule(info, in_dims: tuple, *arguments: object) -> tuple:
-        results = []
-        for index in range(info.batch_size):
-            results.append(
-                operator(  # type: ignore[operator]
-                    *(a if d is None else a.select(d, index) for a, d in zip(arguments, in_dims, strict=True))
-                )
-            )
-        return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * outputs
-
-    return rule
-
-
-torch.library.register_vmap("deepwell::mx_linear", _over_batch(torch.ops.deepwell.mx_linear, 3), lib=_LIBRARY)
-torch.library.register_vmap(
-    "deepwell::mx_linear_backward", _over_batch(torch.ops.deepwell.mx_linear_backward, 2), lib=_LIBRARY
-)
+torch.library.register_autograd("deepwell::mx_linear", _backward, setup_context=save_for_backward, lib=_LIBRARY)
+torch.library.register_autograd("deepwell::mx_linear_backward", no_second_derivative, lib=_LIBRARY)
