@@ -1,0 +1,114 @@
+/* Cells: pieces of at most 128 x 128 elements, from which transposed output is made.
+ *
+ * Rows of a large matrix often lie a power of two apart, so that the rows of a cell compete for a few sets of every
+ * cache level. A cell is therefore read from the source once, into a dense copy of its words, and all further passes
+ * use that. The transposed elements are gathered in a second dense buffer and leave it as whole cache lines. */
+#ifndef DW_CELL_AVX2_H
+#define DW_CELL_AVX2_H
+
+#include "cpu/avx2/row_block_avx2.h"
+
+enum { DW_CELL = 128 };
+
+typedef struct dw_cell {
+    _Alignas(64) uint8_t words[DW_CELL * DW_CELL * 2]; /* row r at r * width * 2 */
+    _Alignas(64) uint8_t columns[DW_CELL * DW_CELL];   /* column c at c * DW_CELL */
+    int64_t row0, col0, rows, cols;                    /* the piece of the matrix */
+    int64_t width;                                     /* words between rows */
+    const uint8_t *next;                               /* source of the next cell; NULL after the last */
+    int64_t next_ld;                                   /* bytes between its rows */
+} dw_cell;
+
+DW_INLINE int64_t dw_up32(int64_t value) {
+    return (value + 31) & ~(int64_t)31;
+}
+
+/* Points the cell at cell `index` of the tile, whose cells are `width` wide and follow one another along rows. */
+DW_INLINE void dw_cell_place(dw_cell *cell, const dw_quantize_job *job, const dw_tile *tile, int64_t width,
+                             int64_t size, int64_t index) {
+    int64_t across = (tile->col1 - tile->col0 + width - 1) / width;
+    cell->width = width;
+    cell->row0 = tile->row0 + index / across * DW_CELL;
+    cell->col0 = tile->col0 + index % across * width;
+    cell->rows = dw_least(DW_CELL, tile->row1 - cell->row0);
+    cell->cols = dw_least(width, tile->col1 - cell->col0);
+    bool last_across = cell->col0 + width >= tile->col1;
+    int64_t next_row = last_across ? cell->row0 + DW_CELL : cell->row0;
+    int64_t next_col = last_across ? tile->col0 : cell->col0 + width;
+    cell->next_ld = job->source_ld * size;
+    bool last = next_row + cell->rows > tile->row1;
+    cell->next = last ? NULL : (const uint8_t *)job->source + next_row * cell->next_ld + next_col * size;
+}
+
+DW_INLINE int64_t dw_cell_count(const dw_tile *tile, int64_t width) {
+    return (tile->row1 - tile->row0 + DW_CELL - 1) / DW_CELL * ((tile->col1 - tile->col0 + width - 1) / width);
+}
+
+/* Asks for the part of the next cell that has the place of elements [c, c + 32) of row r in this one. */
+DW_INLINE void dw_cell_prefetch(const dw_cell *cell, int64_t r, int64_t c, int64_t size) {
+    if (!cell->next) return;
+    const char *at = (const char *)cell->next + r * cell->next_ld + c * size;
+    _mm_prefetch(at, _MM_HINT_T0);
+    if (size == 4) _mm_prefetch(at + 64, _MM_HINT_T0);
+}
+
+/* Reads the cell: words padded with zeros to multiples of 32 in both directions. */
+DW_INLINE void dw_cell_read(dw_cell *cell, const dw_quantize_job *job, dw_dtype dtype) {
+    int64_t size = dtype == DW_F32 ? 4 : 2;
+    const uint8_t *source = (const uint8_t *)job->source + (cell->row0 * job->source_ld + cell->col0) * size;
+    for (int64_t r = 0; r < cell->rows; r++)
+        dw_stage_words(cell->words + r * cell->width * 2, source + r * job->source_ld * size, dtype, cell->cols);
+    int64_t missing = dw_up32(cell->rows) - cell->rows;
+    memset(cell->words + cell->rows * cell->width * 2, 0, (size_t)(missing * cell->width * 2));
+}
+
+DW_INLINE const __m256i *dw_cell_words(const dw_cell *cell, int64_t r, int64_t c) {
+    return (const __m256i *)(cell->words + (r * cell->width + c) * 2);
+}
+
+/* Transposes 16 x 16 bytes in each half: row i of the result's half is column i of the argument's. Interleaving
+ * register i with register i + 8 rotates the eight bits of an element's place (register, byte) by one; four times swaps
+ * them. */
+DW_INLINE void dw_transpose16(__m256i x[16]) {
+    for (int pass = 0; pass < 4; pass++) {
+        __m256i y[16];
+        for (int i = 0; i < 8; i++) {
+            y[2 * i] = _mm256_unpacklo_epi8(x[i], x[i + 8]);
+            y[2 * i + 1] = _mm256_unpackhi_epi8(x[i], x[i + 8]);
+        }
+        for (int i = 0; i < 16; i++)
+            x[i] = y[i];
+    }
+}
+
+/* Writes 32 x 32 elements, rows in the order of packing, as columns of 32 bytes, `DW_CELL` bytes apart. */
+DW_INLINE void dw_transpose32(const __m256i rows[32], uint8_t *columns) {
+    for (int part = 0; part < 2; part++) {
+        __m256i x[16];
+        for (int i = 0; i < 16; i++)
+            x[i] = rows[16 * part + i];
+        dw_transpose16(x);
+        for (int i = 0; i < 16; i++) {
+            /* Packing put columns 0-7 and 16-23 into the lower half, 8 further ones into the upper. */
+            uint8_t *to = columns + (i < 8 ? i : i + 8) * DW_CELL + 16 * part;
+            _mm_store_si128((__m128i *)to, _mm256_castsi256_si128(x[i]));
+            _mm_store_si128((__m128i *)(to + 8 * DW_CELL), _mm256_extracti128_si256(x[i], 1));
+        }
+    }
+}
+
+/* Copies the cell's columns to the transposed output. */
+DW_INLINE void dw_cell_write_columns(const dw_cell *cell, const dw_quantize_job *job, bool stream) {
+    for (int64_t c = 0; c < cell->cols; c++) {
+        const uint8_t *from = cell->columns + c * DW_CELL;
+        uint8_t *to = job->col_data + (cell->col0 + c) * job->col_ld + cell->row0;
+        if (cell->rows == DW_CELL) {
+            for (int i = 0; i < DW_CELL; i += 32)
+                dw_store32(to + i, _mm256_load_si256((const __m256i *)(from + i)), stream);
+        } else {
+            memcpy(to, from, (size_t)cell->rows);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,136 @@
+/* The arithmetic of block quantization in 16-bit integer lanes.
+ *
+ * Everything works on "words": a sign, 8 exponent and 7 fraction bits. A BF16 number is its own word. FP32 (and FP16,
+ * by way of FP32) becomes a word by dropping 16 bits and setting the last bit if any of them was set ("rounding to
+ * odd"). Since a word keeps at least four bits more than an element, rounding the word gives the element that rounding
+ * the number would give, ties included; the largest word of a block has the exponent of the largest number, and is
+ * above 1.75 * 2^p exactly when the number is.
+ *
+ * Scaling by a power of two subtracts from the exponent field, in the same subtraction that changes the bias:
+ *   bits of |word| - ((code - K) << 7), K = 7 for E4M3 and 15 for E5M2,
+ * which, shifted so that the element's seven bits are the upper byte and what rounding drops is the lower, needs one
+ * rounding. An element below the smallest normal is the significand (hidden bit made explicit) times a power of two,
+ * found by a byte shuffle that the exponent indexes; the shuffle's power is 0 where the element underflows. The larger
+ * of the two candidates is the right one: for a normal element the second is below 2^emin, for a small one the first
+ * lacks the hidden bit.
+ *
+ * Two kinds of block are beyond this and go through the exact scalar code of src/formats: those with a NaN or an
+ * infinity, and those whose code is so small (below `base`: amax below 2^-89 at most) that subnormal words matter. */
+#ifndef DW_ENCODE_AVX2_H
+#define DW_ENCODE_AVX2_H
+
+#include <immintrin.h>
+
+#include "cpu/avx2/x86_tiles.h"
+
+/* One element format with one rounding of the scale, as constants of the vector code. */
+typedef struct dw_encoding {
+    int carry;   /* added to the bits of amax: reaches the exponent exactly when rceil rounds up */
+    int largest; /* exponent of the largest element: code = exponent field of amax - largest */
+    int base;    /* smallest code the vector code serves: K + 8, for the shuffle's eight entries below 1 */
+    int gain;    /* brings seven element bits to the upper byte */
+    int limit;   /* largest finite element, in the upper byte */
+    bool clips;  /* elements above `limit` can occur */
+    bool wide;   /* E5M2 */
+} dw_encoding;
+
+DW_INLINE dw_encoding dw_encoding_of(dw_dtype element, dw_rounding rounding) {
+    bool wide = element == DW_E5M2, ceiling = rounding == DW_ROUND_RCEIL;
+    return (dw_encoding){.carry = ceiling ? 0x1F : 0,
+                         .largest = wide ? 15 : 8,
+                         .base = wide ? 23 : 15,
+                         .gain = wide ? 8 : 16,
+                         .limit = (wide ? 0x7B : 0x7E) << 8,
+                         .clips = !ceiling,
+                         .wide = wide};
+}
+
+/* The smallest nonzero amax, as the bits of a word, that the vector code serves. Infinity's bits end the range. */
+enum { DW_WORD_INFINITY = 0x7F80 };
+DW_INLINE int dw_encoding_floor(const dw_encoding *encoding) {
+    return ((encoding->base + encoding->largest) << 7) - encoding->carry;
+}
+
+/* Scale codes of magnitudes below infinity, one per 16-bit lane. */
+DW_INLINE __m256i dw_codes(__m256i amax, const dw_encoding *encoding) {
+    __m256i exponent = _mm256_srli_epi16(_mm256_add_epi16(amax, _mm256_set1_epi16((short)encoding->carry)), 7);
+    return _mm256_subs_epu16(exponent, _mm256_set1_epi16((short)encoding->largest));
+}
+
+/* What dw_encode16 subtracts for blocks of these codes. */
+DW_INLINE __m256i dw_biases(__m256i codes, const dw_encoding *encoding) {
+    return _mm256_slli_epi16(_mm256_subs_epu16(codes, _mm256_set1_epi16((short)encoding->base)), 7);
+}
+
+/* All ones in the lanes whose block the vector code does not serve. */
+DW_INLINE __m256i dw_rare(__m256i amax, const dw_encoding *encoding) {
+    __m256i low = _mm256_cmpgt_epi16(_mm256_set1_epi16((short)dw_encoding_floor(encoding)), amax);
+    __m256i high = _mm256_cmpgt_epi16(amax, _mm256_set1_epi16(DW_WORD_INFINITY - 1));
+    return _mm256_or_si256(_mm256_andnot_si256(_mm256_cmpeq_epi16(amax, _mm256_setzero_si256()), low), high);
+}
+
+DW_INLINE __m256i dw_magnitudes(__m256i words) {
+    return _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF));
+}
+
+/* The elements of 16 words without their signs, 0 to 0x7F in 16-bit lanes. */
+DW_INLINE __m256i dw_encode16(__m256i words, __m256i biases, const dw_encoding *encoding) {
+    /* Powers for element exponents 1 - bias - n, n = 3, 2, 1, 0 at 5..8 (E4M3), and n = 2, 1, 0 at 6..8 (E5M2). */
+    __m256i powers =
+        _mm256_broadcastsi128_si256(encoding->wide ? _mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 2, 4, 0, 0, 0, 0, 0, 0, 0)
+                                                   : _mm_setr_epi8(0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0));
+    __m256i scaled = _mm256_subs_epu16(dw_magnitudes(words), biases); /* eight exponents too high */
+    __m256i normal = _mm256_mullo_epi16(_mm256_subs_epu16(scaled, _mm256_set1_epi16(8 << 7)),
+                                        _mm256_set1_epi16((short)encoding->gain));
+    __m256i power = _mm256_shuffle_epi8(powers, _mm256_srli_epi16(scaled, 7));
+    __m256i small = _mm256_maddubs_epi16(_mm256_or_si256(words, _mm256_set1_epi16(0x80)), power);
+    __m256i exact = _mm256_max_epu16(normal, small);
+    if (encoding->clips) exact = _mm256_min_epu16(exact, _mm256_set1_epi16((short)encoding->limit));
+    /* The multiplication shifts right by 8 and rounds halves up; a half above an even element comes down again. */
+    __m256i rounded = _mm256_mulhrs_epi16(exact, _mm256_set1_epi16(128));
+    __m256i tie = _mm256_cmpeq_epi16(_mm256_and_si256(exact, _mm256_set1_epi16(0x1FF)), _mm256_set1_epi16(0x80));
+    return _mm256_add_epi16(rounded, tie);
+}
+
+/* The 32 elements of two vectors of words. Bytes come out in the order of packing: words 0-7 of a, 0-7 of b, 8-15 of a,
+ * 8-15 of b. */
+DW_INLINE __m256i dw_encode32(__m256i a, __m256i b, __m256i biases_a, __m256i biases_b, const dw_encoding *encoding) {
+    __m256i magnitudes = _mm256_packus_epi16(dw_encode16(a, biases_a, encoding), dw_encode16(b, biases_b, encoding));
+    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
+    return _mm256_or_si256(magnitudes, signs);
+}
+
+/* Undoes the order of packing. */
+DW_INLINE __m256i dw_in_order(__m256i packed) {
+    return _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+}
+
+/* The largest of 16 magnitudes below 2^15. */
+DW_INLINE int dw_largest(__m256i magnitudes) {
+    __m128i half = _mm_max_epu16(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
+    /* There is a horizontal minimum only. */
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
+    return 0xFFFF - _mm_extract_epi16(least, 0);
+}
+
+/* 16 words, in order, from 16 FP32 numbers. */
+DW_INLINE __m256i dw_words_of_f32(__m256i a, __m256i b) {
+    __m256i zero = _mm256_setzero_si256();
+    __m256i upper = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+    __m256i lower = _mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xAA), _mm256_blend_epi16(b, zero, 0xAA));
+    __m256i words = _mm256_or_si256(upper, _mm256_min_epu16(lower, _mm256_set1_epi16(1)));
+    return dw_in_order(words);
+}
+
+/* 16 words, in order, from source elements at any address. */
+DW_INLINE __m256i dw_load_words(const uint8_t *source, dw_dtype dtype) {
+    if (dtype == DW_BF16) return _mm256_loadu_si256((const __m256i *)source);
+    if (dtype == DW_F32)
+        return dw_words_of_f32(_mm256_loadu_si256((const __m256i *)source),
+                               _mm256_loadu_si256((const __m256i *)(source + 32)));
+    __m256 a = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)source));
+    __m256 b = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(source + 16)));
+    return dw_words_of_f32(_mm256_castps_si256(a), _mm256_castps_si256(b));
+}
+
+#endif

@@ -1,0 +1,146 @@
+/* Transposed quantization with blocks of 32 or 128 elements along the rows' direction, alone or together with row
+ * quantization from the same read.
+ *
+ * Floor: two or four bytes read and one (transposed) or two (both) written per element: 128 bytes for 32 elements of
+ * BF16 to both, 19 cycles of 3.4 GHz at 23 GB/s. Work: about 45 operations for row blocks, 30 for columns, 5 for the
+ * transposition.
+ *
+ * Plan: cells of 128 rows (cell_avx2.h). The row blocks of a cell are quantized from its dense words as in
+ * quantize_row_avx2.c. For the columns, 32 at a time: the running maximum over a block's rows gives 32 amaxes side by
+ * side, so scales are computed and applied lane by lane with no reduction; each 32 rows of elements are transposed in
+ * registers. While a cell is encoded the next one is prefetched. */
+#include "cpu/avx2/cell_avx2.h"
+#include "cpu/avx2/kernels_avx2.h"
+
+typedef struct column_codes {
+    _Alignas(32) uint8_t code[4][DW_CELL]; /* of block b of column c at [b][c]: four blocks of 32, or one of 128 */
+} column_codes;
+
+/* Quantizes columns [c, c + 32) of rows [r, r + rows), one block each. */
+DW_INLINE void quantize_columns(dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding, int64_t size,
+                                int64_t r, int64_t rows, int64_t c, uint8_t *codes) {
+    __m256i top_a = _mm256_setzero_si256(), top_b = _mm256_setzero_si256();
+    for (int64_t i = 0; i < rows; i++) {
+        const __m256i *words = dw_cell_words(cell, r + i, c);
+        top_a = _mm256_max_epu16(top_a, dw_magnitudes(words[0]));
+        top_b = _mm256_max_epu16(top_b, dw_magnitudes(words[1]));
+    }
+    __m256i codes_a = dw_codes(top_a, encoding), codes_b = dw_codes(top_b, encoding);
+    _mm256_store_si256((__m256i *)codes, dw_in_order(_mm256_packus_epi16(codes_a, codes_b)));
+    __m256i biases_a = dw_biases(codes_a, encoding), biases_b = dw_biases(codes_b, encoding);
+
+    for (int64_t first = 0; first < rows; first += 32) {
+        __m256i elements[32];
+        for (int64_t i = 0; i < 32; i++) {
+            const __m256i *words = dw_cell_words(cell, r + first + i, c);
+            elements[i] = dw_encode32(words[0], words[1], biases_a, biases_b, encoding);
+            dw_cell_prefetch(cell, r + first + i, c, size);
+        }
+        dw_transpose32(elements, cell->columns + c * DW_CELL + r + first);
+    }
+
+    __m256i rare = _mm256_packs_epi16(dw_rare(top_a, encoding), dw_rare(top_b, encoding));
+    uint32_t left = (uint32_t)_mm256_movemask_epi8(dw_in_order(rare));
+    if (DW_RARELY(left)) {
+        _Alignas(32) uint16_t amax[32];
+        _mm256_store_si256((__m256i *)amax, top_a);
+        _mm256_store_si256((__m256i *)amax + 1, top_b);
+        for (; left; left &= left - 1) {
+            int j = __builtin_ctz(left);
+            if (amax[j] >= DW_WORD_INFINITY) codes[j] = DW_SCALE_NAN;
+            dw_encode_exactly(job, cell->row0 + r, cell->col0 + c + j, 1, 0, dw_least(rows, cell->rows - r), codes[j],
+                              cell->columns + (c + j) * DW_CELL + r);
+        }
+    }
+}
+
+/* Writes the codes of `blocks` blocks of each column. The grid of the transpose has a line for each column; where the
+ * codes of a line lie side by side (row and tcgen05 layouts: a cell starts at a multiple of four) they go as one word.
+ */
+DW_INLINE void write_column_codes(const dw_cell *cell, const dw_quantize_job *job, const column_codes *codes,
+                                  int64_t block, int64_t blocks) {
+    const dw_scale_map *map = &job->col_scale;
+    int64_t k = cell->row0 / block;
+    if (map->row_stride == 1) {
+        for (int64_t b = 0; b < blocks; b++)
+            memcpy(dw_scale_at(map, cell->col0, k + b), codes->code[b], (size_t)cell->cols);
+        return;
+    }
+    for (int64_t c = 0; c < cell->cols; c++) {
+        uint8_t *to = dw_scale_at(map, cell->col0 + c, k);
+        if (blocks == 4) {
+            uint8_t line[4] = {codes->code[0][c], codes->code[1][c], codes->code[2][c], codes->code[3][c]};
+            memcpy(to, line, 4);
+        } else {
+            for (int64_t b = 0; b < blocks; b++)
+                to[b] = codes->code[b][c];
+        }
+    }
+}
+
+DW_INLINE void quantize_row_blocks(const dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding,
+                                   int64_t block, bool stream) {
+    for (int64_t r = 0; r < cell->rows; r++) {
+        dw_scale_line scales = dw_scale_line_at(&job->row_scale, cell->row0 + r);
+        const uint8_t *words = cell->words + r * cell->width * 2;
+        int64_t c = 0, k = cell->col0 / block;
+        for (; c + block <= cell->cols; c += block, k++)
+            *dw_scale_in_line(&scales, k) =
+                dw_quantize_row_block(job, encoding, cell->row0 + r, cell->col0 + c, block, words + 2 * c, stream);
+        if (c < cell->cols)
+            *dw_scale_in_line(&scales, k) = dw_quantize_row_block(job, encoding, cell->row0 + r, cell->col0 + c,
+                                                                  cell->cols - c, words + 2 * c, false);
+    }
+}
+
+DW_INLINE void quantize_cells(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block, dw_dtype dtype,
+                              dw_encoding encoding) {
+    int64_t size = dtype == DW_F32 ? 4 : 2, outputs = job->rows * job->cols;
+    bool stream_rows = both && dw_streams(job->row_data, job->row_ld, outputs, 32);
+    bool stream_columns = dw_streams(job->col_data, job->col_ld, outputs, 32);
+    dw_cell cell;
+    column_codes codes;
+    int64_t cells = dw_cell_count(tile, DW_CELL);
+    for (int64_t i = 0; i < cells; i++) {
+        dw_cell_place(&cell, job, tile, DW_CELL, size, i);
+        dw_cell_read(&cell, job, dtype);
+        if (both) quantize_row_blocks(&cell, job, &encoding, block, stream_rows);
+        int64_t padded = dw_up32(cell.rows), blocks = (padded + block - 1) / block;
+        for (int64_t c = 0; c < cell.cols; c += 32)
+            for (int64_t b = 0; b < blocks; b++)
+                quantize_columns(&cell, job, &encoding, size, b * block, dw_least(block, padded - b * block), c,
+                                 codes.code[b] + c);
+        write_column_codes(&cell, job, &codes, block, blocks);
+        dw_cell_write_columns(&cell, job, stream_columns);
+    }
+    if (stream_rows || stream_columns) _mm_sfence();
+}
+
+/* The commonest request is compiled with its encoding known; the others share a body for each source. */
+DW_INLINE void quantize_cells_any(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block) {
+    dw_encoding encoding = dw_encoding_of(job->element, job->rounding);
+    if (job->source_dtype == DW_F32)
+        quantize_cells(job, tile, both, block, DW_F32, encoding);
+    else if (job->source_dtype == DW_F16)
+        quantize_cells(job, tile, both, block, DW_F16, encoding);
+    else if (job->element == DW_E4M3 && job->rounding == DW_ROUND_RCEIL)
+        quantize_cells(job, tile, both, block, DW_BF16, dw_encoding_of(DW_E4M3, DW_ROUND_RCEIL));
+    else
+        quantize_cells(job, tile, both, block, DW_BF16, encoding);
+}
+
+void dw_quantize_transposed_1x32__avx2(const dw_quantize_job *job, const dw_tile *tile) {
+    quantize_cells_any(job, tile, false, 32);
+}
+
+void dw_quantize_transposed_1x128__avx2(const dw_quantize_job *job, const dw_tile *tile) {
+    quantize_cells_any(job, tile, false, 128);
+}
+
+void dw_quantize_both_1x32__avx2(const dw_quantize_job *job, const dw_tile *tile) {
+    quantize_cells_any(job, tile, true, 32);
+}
+
+void dw_quantize_both_1x128__avx2(const dw_quantize_job *job, const dw_tile *tile) {
+    quantize_cells_any(job, tile, true, 128);
+}

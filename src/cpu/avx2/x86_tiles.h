@@ -1,0 +1,57 @@
+/* What the AVX2 and AVX-512 kernels share outside their vector code: where scales go, when stores bypass the caches,
+ * and the exact scalar treatment of rare blocks. */
+#ifndef DW_X86_TILES_H
+#define DW_X86_TILES_H
+
+#include <string.h>
+
+#include "cpu/cpu_kernel.h"
+#include "formats/block_scale.h"
+
+#define DW_INLINE static inline __attribute__((always_inline))
+#define DW_RARELY(condition) __builtin_expect(!!(condition), 0)
+
+DW_INLINE int64_t dw_least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* The scales of one line of the grid: code k is at first + (k / 4) * four + (k % 4) * one, whatever the layout. */
+typedef struct dw_scale_line {
+    uint8_t *first;
+    int64_t four, one;
+} dw_scale_line;
+
+DW_INLINE dw_scale_line dw_scale_line_at(const dw_scale_map *map, int64_t r) {
+    bool atoms = map->atoms_per_row != 0;
+    return (dw_scale_line){dw_scale_at(map, r, 0), atoms ? 512 : 4 * map->col_stride, atoms ? 1 : map->col_stride};
+}
+
+DW_INLINE uint8_t *dw_scale_in_line(const dw_scale_line *line, int64_t k) {
+    return line->first + (k >> 2) * line->four + (k & 3) * line->one;
+}
+
+/* Non-temporal stores save reading each output line before it is overwritten, but send it to memory. That pays once the
+ * output would not stay in the caches anyway: above a quarter of the 32 MiB that eight cores share on the processors
+ * this was measured on (EPYC 7003). Whole vectors must be aligned. */
+enum { DW_STREAM_BYTES = 8 << 20 };
+DW_INLINE bool dw_streams(const uint8_t *data, int64_t ld, int64_t bytes, int alignment) {
+    return bytes >= DW_STREAM_BYTES && (((uint64_t)(uintptr_t)data | (uint64_t)ld) & (uint64_t)(alignment - 1)) == 0;
+}
+
+/* A block whose elements the vector code cannot make: `count` elements from (r, c), each (dr, dc) after the last, with
+ * this code (DW_SCALE_NAN for a NaN or an infinity), to consecutive bytes. */
+static __attribute__((noinline, cold, unused)) void dw_encode_exactly(const dw_quantize_job *job, int64_t r, int64_t c,
+                                                                      int dr, int dc, int64_t count, int code,
+                                                                      uint8_t *out) {
+    if (code == DW_SCALE_NAN) {
+        memset(out, DW_FP8_NAN, (size_t)count);
+        return;
+    }
+    dw_fp8_format format = dw_fp8(job->element);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t index = (r + i * dr) * job->source_ld + c + i * dc;
+        out[i] = dw_fp8_encode(format, dw_load_f32_bits(job->source, job->source_dtype, index), code - DW_SCALE_BIAS);
+    }
+}
+
+#endif
