@@ -1,0 +1,1 @@
+"""`python -m deepwell.demo`: trains a small GPT twice, in full precision and through Deepwell, and compares the two."""
