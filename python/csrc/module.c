@@ -82,6 +82,7 @@ PyObject *core_context_info(PyObject *module, PyObject *unused) {
 /* The cast through a parameterless function type tells the compiler that the difference in signature is meant; METH_*
  * says which one it is. */
 #define KEYWORDS(function) ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
+#define FAST(function) ((PyCFunction)(void (*)(void))(function)), METH_FASTCALL
 
 static PyMethodDef methods[] = {
     {"quantize", KEYWORDS(core_quantize),
@@ -107,6 +108,21 @@ static PyMethodDef methods[] = {
     {"cpu_info", core_cpu_info, METH_NOARGS, "cpu_info() -> dict\n\nFacts about this processor."},
     {"context_info", core_context_info, METH_NOARGS,
      "context_info() -> dict\n\nInstruction set and threads in use (DEEPWELL_ISA and DEEPWELL_THREADS choose them)."},
+    {"cuda_quantize", FAST(core_cuda_quantize),
+     "cuda_quantize(source, dtype, rows, cols, ld, device, element, block, rounding, row, row_ld, row_scale, "
+     "transposed, "
+     "transposed_ld, transposed_scale, stream)\n\n"
+     "dw_quantize of a GPU matrix with FP32 scales as dw_gemm reads them. Integers only; address 0: not wanted."},
+    {"cuda_gemm", FAST(core_cuda_gemm),
+     "cuda_gemm(a, a_dtype, a_ld, a_scaling, a_scale, b, b_dtype, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
+     "bias, bias_dtype, accumulate, workspace, workspace_bytes, device, stream)\n\n"
+     "dw_gemm with FP32 scales. Integers only; address 0: none."},
+    {"cuda_cross_entropy", FAST(core_cuda_cross_entropy),
+     "cuda_cross_entropy(logits, dtype, rows, vocabulary, ld, labels, ignore, lse, loss, dloss, dloss_stride, dlogits, "
+     "dlogits_ld, device, stream)\n\n"
+     "dw_cross_entropy_forward, or _backward when dlogits is not 0. Integers only."},
+    {"cuda_device_info", core_cuda_device_info, METH_O,
+     "cuda_device_info(device) -> dict\n\nFacts about a GPU, from the driver."},
     {NULL, NULL, 0, NULL},
 };
 

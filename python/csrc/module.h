@@ -41,5 +41,9 @@ PyObject *core_selftest(PyObject *module, PyObject *arguments, PyObject *keyword
 PyObject *core_version(PyObject *module, PyObject *unused);
 PyObject *core_cpu_info(PyObject *module, PyObject *unused);
 PyObject *core_context_info(PyObject *module, PyObject *unused);
+PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_device_info(PyObject *module, PyObject *device);
 
 #endif

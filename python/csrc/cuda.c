@@ -1,0 +1,188 @@
+/* The GPU calls of a training step: quantize, multiply, cross-entropy. They take positional integers only (addresses,
+ * extents, enumeration values), because they stand between a module's forward and its launches: parsing costs well
+ * under a microsecond. The GIL is kept: each call enqueues and returns. */
+#include "module.h"
+
+#include "deepwell/cross_entropy.h"
+#include "deepwell/cuda.h"
+
+/* Reads `count` integers. 0 with an exception set when there are more or fewer, or one is no integer. */
+static int read_integers(const char *function, PyObject *const *arguments, Py_ssize_t given, Py_ssize_t count,
+                         long long *values) {
+    if (given != count) {
+        PyErr_Format(PyExc_TypeError, "%s takes %zd integers, got %zd", function, count, given);
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        values[i] = PyLong_AsLongLong(arguments[i]);
+        if (values[i] == -1 && PyErr_Occurred()) return 0;
+    }
+    return 1;
+}
+
+static void *address(long long value) {
+    return (void *)(intptr_t)value;
+}
+
+static dw_tensor device_matrix(long long data, dw_dtype dtype, long long rows, long long cols, long long ld,
+                               long long device) {
+    dw_tensor view = dw_matrix(address(data), dtype, rows, cols);
+    view.strides[0] = ld;
+    view.device_type = DW_DEVICE_CUDA;
+    view.device_id = (int32_t)device;
+    return view;
+}
+
+/* FP32 scales of a [rows, cols] matrix as dw_gemm reads them on Hopper. */
+static dw_tensor factor_view(long long data, long long rows, long long cols, dw_block block, long long device) {
+    int64_t across = (cols + 127) / 128;
+    bool square = block == DW_BLOCK_128X128;
+    dw_tensor view = device_matrix(data, DW_F32, square ? (rows + 127) / 128 : rows, across, 0, device);
+    view.strides[0] = square ? (across + 3) / 4 * 4 : 1;
+    view.strides[1] = square ? 1 : rows;
+    return view;
+}
+
+static PyObject *outcome(PyObject *module, dw_status status) {
+    if (status != DW_OK) return raise_status(module, status);
+    Py_RETURN_NONE;
+}
+
+PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        SOURCE,
+        DTYPE,
+        ROWS,
+        COLS,
+        LD,
+        DEVICE,
+        ELEMENT,
+        BLOCK,
+        ROUNDING,
+        ROW,
+        ROW_LD,
+        ROW_SCALE,
+        TRANSPOSED,
+        TRANSPOSED_LD,
+        TRANSPOSED_SCALE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    if (!read_integers("cuda_quantize", arguments, given, COUNT, v)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_quantize_spec spec = {(dw_dtype)v[ELEMENT], (dw_block)v[BLOCK], (dw_rounding)v[ROUNDING], DW_SCALE_ROW};
+    dw_tensor source = device_matrix(v[SOURCE], (dw_dtype)v[DTYPE], v[ROWS], v[COLS], v[LD], v[DEVICE]);
+    dw_quantized row = {device_matrix(v[ROW], spec.element, v[ROWS], v[COLS], v[ROW_LD], v[DEVICE]),
+                        factor_view(v[ROW_SCALE], v[ROWS], v[COLS], spec.block, v[DEVICE])};
+    dw_quantized transposed = {
+        device_matrix(v[TRANSPOSED], spec.element, v[COLS], v[ROWS], v[TRANSPOSED_LD], v[DEVICE]),
+        factor_view(v[TRANSPOSED_SCALE], v[COLS], v[ROWS], spec.block, v[DEVICE])};
+    return outcome(module, dw_quantize(context, &spec, &source, v[ROW] ? &row : NULL,
+                                       v[TRANSPOSED] ? &transposed : NULL, address(v[STREAM])));
+}
+
+PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        A,
+        A_DTYPE,
+        A_LD,
+        A_SCALING,
+        A_SCALE,
+        B,
+        B_DTYPE,
+        B_LD,
+        B_SCALING,
+        B_SCALE,
+        D,
+        D_DTYPE,
+        D_LD,
+        M,
+        N,
+        K,
+        BIAS,
+        BIAS_DTYPE,
+        ACCUMULATE,
+        WORKSPACE,
+        WORKSPACE_BYTES,
+        DEVICE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    if (!read_integers("cuda_gemm", arguments, given, COUNT, v)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_gemm_args args = {
+        .a = {.data = device_matrix(v[A], (dw_dtype)v[A_DTYPE], v[M], v[K], v[A_LD], v[DEVICE]),
+              .scaling = (dw_gemm_scaling)v[A_SCALING]},
+        .b = {.data = device_matrix(v[B], (dw_dtype)v[B_DTYPE], v[N], v[K], v[B_LD], v[DEVICE]),
+              .scaling = (dw_gemm_scaling)v[B_SCALING]},
+        .d = device_matrix(v[D], (dw_dtype)v[D_DTYPE], v[M], v[N], v[D_LD], v[DEVICE]),
+        .accumulate = v[ACCUMULATE] != 0,
+        .workspace = address(v[WORKSPACE]),
+        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
+    };
+    if (v[A_SCALE])
+        args.a.scale = factor_view(v[A_SCALE], v[M], v[K],
+                                   args.a.scaling == DW_GEMM_128X128 ? DW_BLOCK_128X128 : DW_BLOCK_1X128, v[DEVICE]);
+    if (v[B_SCALE])
+        args.b.scale = factor_view(v[B_SCALE], v[N], v[K],
+                                   args.b.scaling == DW_GEMM_128X128 ? DW_BLOCK_128X128 : DW_BLOCK_1X128, v[DEVICE]);
+    if (v[BIAS]) {
+        args.bias = device_matrix(v[BIAS], (dw_dtype)v[BIAS_DTYPE], v[N], 1, 1, v[DEVICE]);
+        args.bias.rank = 1;
+    }
+    return outcome(module, dw_gemm(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        LOGITS,
+        DTYPE,
+        ROWS,
+        VOCABULARY,
+        LD,
+        LABELS,
+        IGNORE,
+        LSE,
+        LOSS,
+        DLOSS,
+        DLOSS_STRIDE,
+        DLOGITS,
+        DLOGITS_LD,
+        DEVICE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    if (!read_integers("cuda_cross_entropy", arguments, given, COUNT, v)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_cross_entropy_args args = {
+        .logits = device_matrix(v[LOGITS], (dw_dtype)v[DTYPE], v[ROWS], v[VOCABULARY], v[LD], v[DEVICE]),
+        .labels = address(v[LABELS]),
+        .ignore_index = v[IGNORE],
+        .lse = address(v[LSE]),
+        .loss = address(v[LOSS]),
+        .dloss = address(v[DLOSS]),
+        .dloss_stride = v[DLOSS_STRIDE],
+    };
+    if (!v[DLOGITS]) return outcome(module, dw_cross_entropy_forward(context, &args, address(v[STREAM])));
+    args.dlogits = device_matrix(v[DLOGITS], (dw_dtype)v[DTYPE], v[ROWS], v[VOCABULARY], v[DLOGITS_LD], v[DEVICE]);
+    return outcome(module, dw_cross_entropy_backward(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_device_info(PyObject *module, PyObject *object) {
+    long long device = PyLong_AsLongLong(object);
+    if (device == -1 && PyErr_Occurred()) return NULL;
+    dw_cuda_device_info info;
+    dw_status status = dw_cuda_device_get((int)device, &info);
+    if (status != DW_OK) return raise_status(module, status);
+    return Py_BuildValue("{s:s,s:(ii),s:i,s:L,s:L,s:d,s:s,s:N}", "name", info.name, "compute_capability",
+                         info.compute_major, info.compute_minor, "multiprocessors", info.multiprocessors,
+                         "memory_bytes", (long long)info.memory_bytes, "l2_bytes", (long long)info.l2_bytes,
+                         "memory_bandwidth", info.memory_bandwidth, "target", info.target, "has_device_code",
+                         PyBool_FromLong(info.has_device_code));
+}
