@@ -1,0 +1,138 @@
+/* PTX instructions as functions, each named after the instruction it is. Only what the kernels here use. */
+#ifndef DW_DEVICE_PTX_CUH
+#define DW_DEVICE_PTX_CUH
+
+#include <stdint.h>
+
+#define DW_DEVICE static __device__ __forceinline__
+
+/* Read-only 16 bytes that this kernel touches once: past L1, so that streams do not evict each other there. */
+DW_DEVICE uint4 ld_global_nc_no_allocate_v4(const void *address) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+/* Read-only 16 bytes through L1, for accesses that take a 32-byte sector in two halves. */
+DW_DEVICE uint4 ld_global_nc_v4(const void *address) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+DW_DEVICE uint2 ld_global_nc_no_allocate_v2(const void *address) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
+/* 16 bytes that another block of this kernel may have written: coherent at L2. */
+DW_DEVICE uint4 ld_global_cg_v4(const void *address) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address)
+                 : "memory");
+    return v;
+}
+
+DW_DEVICE void st_global_v4(void *address, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+DW_DEVICE void st_global_v2(void *address, uint32_t x, uint32_t y) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x), "r"(y) : "memory");
+}
+
+DW_DEVICE void st_global_u32(void *address, uint32_t x) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
+}
+
+DW_DEVICE uint32_t ld_acquire_gpu_global_u32(const uint32_t *address) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
+DW_DEVICE void red_release_gpu_global_add_u32(uint32_t *address, uint32_t v) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory");
+}
+
+/* Two floats to two FP8 bytes, round to nearest even, saturating to the largest finite value; NaN becomes 0x7F. `low`
+ * lands in bits 0-7, `high` in bits 8-15. */
+DW_DEVICE uint32_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+    uint16_t v;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+DW_DEVICE uint32_t cvt_rn_satfinite_e5m2x2_f32(float high, float low) {
+    uint16_t v;
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+/* Two floats to packed BF16, round to nearest even. */
+DW_DEVICE uint32_t cvt_rn_bf16x2_f32(float high, float low) {
+    uint32_t v;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+/* Two floats to packed FP16, round to nearest even. */
+DW_DEVICE uint32_t cvt_rn_f16x2_f32(float high, float low) {
+    uint32_t v;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+    return v;
+}
+
+DW_DEVICE float cvt_f32_f16(uint32_t bits) {
+    float v;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"((uint16_t)bits));
+    return v;
+}
+
+DW_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) {
+    uint32_t v;
+    asm("max.u16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
+/* 2^x and 1/x to about two units in the last place. */
+DW_DEVICE float ex2_approx_f32(float x) {
+    float v;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
+DW_DEVICE float rcp_approx_f32(float x) {
+    float v;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
+/* Minimum and maximum that return NaN when either side is. */
+DW_DEVICE float min_nan_f32(float a, float b) {
+    float v;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+    return v;
+}
+
+DW_DEVICE float max_nan_f32(float a, float b) {
+    float v;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+    return v;
+}
+
+DW_DEVICE float rsqrt_approx_f32(float x) {
+    float v;
+    asm("rsqrt.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
+#endif
