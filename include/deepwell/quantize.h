@@ -47,8 +47,8 @@ DW_API dw_status dw_quantize(dw_context *context, const dw_quantize_spec *spec, 
                              const dw_quantized *row, const dw_quantized *transposed, void *stream);
 
 /* Decodes into `target` [rows, cols] (F32, F16 or BF16; inner stride 1): element * 2^(code - 127), computed exactly and
- * rounded once to nearest even (only F16, and results below the target's subnormals, can be inexact; F16 overflows to
- * infinity). Code 255 and NaN elements give the positive quiet NaN (0x7FC00000, 0x7E00, 0x7FC0). spec.rounding is ignored.
+ * rounded once to nearest even (only F16, and results below the target's subnormals, can be inexact; results beyond the
+ * target's largest become infinity, which a block with elements near FLT_MAX can reach even in F32). Code 255 and NaN elements give the positive quiet NaN (0x7FC00000, 0x7E00, 0x7FC0). spec.rounding is ignored.
  * Errors as dw_quantize. */
 DW_API dw_status dw_dequantize(dw_context *context, const dw_quantize_spec *spec, const dw_quantized *source,
                                const dw_tensor *target, void *stream);

@@ -70,7 +70,7 @@ static void measure_tile(void *argument, int64_t i) {
 dw_status dw_cpu_measure(dw_context *context, dw_quantize_kernel kernel, const dw_quantize_job *job,
                          dw_quantize_stats *stats) {
     measuring all = {.job = job, .kernel = kernel};
-    all.tiling = dw_fixed_tiling(job->rows, job->cols, TILE_ELEMENTS, false);
+    all.tiling = dw_fixed_tiling(job->rows, job->cols, TILE_ELEMENTS);
     if (all.tiling.count == 0) return DW_OK;
     dw_fp8_format format = dw_fp8(job->element);
     for (int byte = 0; byte < 256; byte++)

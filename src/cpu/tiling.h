@@ -11,12 +11,11 @@ typedef struct dw_tiling {
     int64_t count;                /* tiles in all; 0 for an empty matrix */
 } dw_tiling;
 
-/* A tiling that keeps `threads` threads busy on any shape, and is one tile when the matrix is too small to share.
- * `tall` prefers tiles that extend along rows of the transpose, for kernels that write it. */
-dw_tiling dw_choose_tiling(int64_t rows, int64_t cols, int threads, bool tall);
+/* A tiling that keeps `threads` threads busy on any shape, and is one tile when the matrix is too small to share. */
+dw_tiling dw_choose_tiling(int64_t rows, int64_t cols, int threads);
 
 /* A tiling by shape alone, in tiles that hold at most `elements` (at least 128 * 128). */
-dw_tiling dw_fixed_tiling(int64_t rows, int64_t cols, int64_t elements, bool tall);
+dw_tiling dw_fixed_tiling(int64_t rows, int64_t cols, int64_t elements);
 
 dw_tile dw_tile_at(const dw_tiling *tiling, int64_t index);
 

@@ -5,6 +5,7 @@
 #define DW_TESTS_STATEMENT_H
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "deepwell/quantize.h"

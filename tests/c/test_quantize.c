@@ -1,0 +1,216 @@
+/* Quantization through the public API against the second statement, on every instruction set this machine has. */
+#include "matrices.h"
+
+static const dw_dtype sources[3] = {DW_F32, DW_F16, DW_BF16};
+
+/* Calls `check` for every instruction set. */
+static void on_every_isa(void (*check)(dw_context *context)) {
+    const char *isas[3];
+    int count = runnable_isas(isas);
+    for (int i = 0; i < count; i++) {
+        dw_context *context = make_context(2, isas[i]);
+        check(context);
+        dw_context_destroy(context);
+    }
+}
+
+static dw_quantize_spec nth_spec(int n) {
+    return (dw_quantize_spec){n & 1 ? DW_E5M2 : DW_E4M3, (dw_block)(n / 4 % 3), (dw_rounding)(n / 2 % 2), DW_SCALE_ROW};
+}
+enum { SPECS = 12 };
+
+/* All 65,536 encodings, each alone in its block, then with neighbours. */
+static void check_every_half(dw_context *context) {
+    uint16_t *source = malloc(65536 * sizeof *source);
+    for (int kind = 1; kind < 3; kind++)
+        for (int n = 0; n < SPECS; n++) {
+            dw_quantize_spec spec = nth_spec(n);
+            for (uint32_t i = 0; i < 65536; i++)
+                source[i] = (uint16_t)i;
+            /* A 128x128 block cannot hold one element of a larger matrix, so its rows are quantized one by one. */
+            int64_t rows = spec.block == DW_BLOCK_128X128 ? 1 : 65536;
+            for (int64_t first = 0; first < 65536; first += rows) {
+                dw_tensor from = dw_matrix(source + first, sources[kind], rows, 1);
+                dw_quantized to = make_quantized(&spec, rows, 1);
+                ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
+                assert_stated(&spec, &to, source + first, sources[kind], 1, 1);
+                free_quantized(&to);
+            }
+            dw_tensor from = dw_matrix(source, sources[kind], 256, 256);
+            dw_quantized to = make_quantized(&spec, 256, 256), transposed = make_quantized(&spec, 256, 256);
+            for (int order = 0; order < 2; order++) {
+                ASSERT_OK(dw_quantize(context, &spec, &from, &to, &transposed, NULL));
+                assert_stated(&spec, &to, source, sources[kind], 256, 1);
+                assert_stated(&spec, &transposed, source, sources[kind], 1, 256);
+                /* Again with neighbours drawn by chance. */
+                dw_random random = {test_seed + (uint64_t)n};
+                for (int64_t i = 65535; i > 0; i--) {
+                    int64_t j = dw_random_between(&random, 0, i);
+                    uint16_t swap = source[i];
+                    source[i] = source[j];
+                    source[j] = swap;
+                }
+            }
+            free_quantized(&to);
+            free_quantized(&transposed);
+        }
+    free(source);
+}
+
+static void every_half_precision_input(void **state) {
+    (void)state;
+    on_every_isa(check_every_half);
+}
+
+/* Random and adversarial matrices, dense and strided, all orientations. */
+static void check_adversarial(dw_context *context) {
+    static const int64_t sizes[] = {1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 257};
+    enum { SIZES = sizeof sizes / sizeof sizes[0], LARGEST = 257 + 5 };
+    dw_random random = {test_seed};
+    uint8_t *source = malloc(LARGEST * LARGEST * 4 + 8);
+    for (int round = 0; round < 40; round++)
+        for (int n = 0; n < SPECS; n++)
+            for (int kind = 0; kind < 3; kind++) {
+                dw_quantize_spec spec = nth_spec(n);
+                int64_t rows = sizes[dw_random_between(&random, 0, SIZES - 1)];
+                int64_t cols = sizes[dw_random_between(&random, 0, SIZES - 1)];
+                if (rows * cols > 10000 && round > 4) continue;
+                int64_t ld = cols + dw_random_between(&random, 0, 5);
+                dw_fill_adversarial(&random, source, sources[kind], rows, cols, ld);
+                dw_tensor from = strided(source, sources[kind], rows, cols, ld);
+                dw_quantized row = make_quantized(&spec, rows, cols), transposed = make_quantized(&spec, cols, rows);
+                int64_t which = dw_random_between(&random, 0, 2);
+                ASSERT_OK(dw_quantize(context, &spec, &from, which == 1 ? NULL : &row, which == 0 ? NULL : &transposed,
+                                      NULL));
+                if (which != 1) assert_stated(&spec, &row, source, sources[kind], ld, 1);
+                if (which != 0) assert_stated(&spec, &transposed, source, sources[kind], 1, ld);
+                if (which == 2 && spec.block == DW_BLOCK_128X128)
+                    for (int64_t i = 0; i < rows * cols; i++)
+                        assert_int_equal(((uint8_t *)row.data.data)[i],
+                                         ((uint8_t *)transposed.data.data)[i % cols * rows + i / cols]);
+                free_quantized(&row);
+                free_quantized(&transposed);
+            }
+    free(source);
+}
+
+static void adversarial_matrices(void **state) {
+    (void)state;
+    on_every_isa(check_adversarial);
+}
+
+/* amax just below, at and just above 1.75 * 2^k for every k that FP32 has. */
+static void check_boundaries(dw_context *context) {
+    float source[3][32];
+    for (int k = -126; k < 128; k++)
+        for (int n = 0; n < SPECS; n++) {
+            dw_quantize_spec spec = nth_spec(n);
+            spec.block = DW_BLOCK_1X32;
+            float at = (float)ldexp(1.75, k), amax[3] = {nextafterf(at, 0), at, nextafterf(at, INFINITY)};
+            for (int r = 0; r < 3; r++)
+                for (int c = 0; c < 32; c++)
+                    source[r][c] = c == 11 ? -amax[r] : (float)ldexp(amax[r], -c);
+            dw_tensor from = dw_matrix(source, DW_F32, 3, 32);
+            dw_quantized to = make_quantized(&spec, 3, 32);
+            ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
+            assert_stated(&spec, &to, source, DW_F32, 32, 1);
+            const uint8_t *codes = to.scale.data;
+            int emax = spec.element == DW_E4M3 ? 8 : 15, code = k - emax + 127;
+            if (code > 0) {
+                assert_int_equal(codes[0], code);
+                assert_int_equal(codes[1], code);
+                assert_int_equal(codes[2], code + (spec.rounding == DW_ROUND_RCEIL));
+            }
+            free_quantized(&to);
+        }
+}
+
+static void largest_magnitudes_at_the_boundary(void **state) {
+    (void)state;
+    on_every_isa(check_boundaries);
+}
+
+/* Bytes worked out by hand. */
+static void check_known_blocks(dw_context *context) {
+    float source[5][32] = {{0}};
+    source[0][0] = 448, source[0][1] = -1, source[0][2] = 0.3f, source[0][3] = -0.0f; /* code 127: scale 1 */
+    source[1][0] = 450;                                                               /* rceil 128, floor 127 */
+    source[2][5] = NAN, source[2][0] = 1;
+    source[3][31] = -INFINITY;
+    source[4][0] = 0x1p-149f; /* code 0: scaled by 2^127 it is 2^-22, below half of 2^-9 */
+    dw_tensor from = dw_matrix(source, DW_F32, 5, 32);
+    for (int rounding = 0; rounding < 2; rounding++) {
+        dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X32, (dw_rounding)rounding, DW_SCALE_ROW};
+        dw_quantized to = make_quantized(&spec, 5, 32);
+        ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
+        const uint8_t *data = to.data.data, *codes = to.scale.data;
+        const uint8_t first[6] = {0x7E, 0xB8, 0x2A, 0x80, 0, 0};
+        assert_memory_equal(data, first, 6);
+        assert_int_equal(data[32], rounding ? 0x7E : 0x76); /* 450 / 2 = 225 becomes 224 */
+        for (int c = 0; c < 64; c++)
+            assert_int_equal(data[64 + c], 0x7F);
+        assert_int_equal(data[128], 0);
+        const uint8_t wanted[5] = {127, rounding ? 127 : 128, 255, 255, 0};
+        assert_memory_equal(codes, wanted, 5);
+        free_quantized(&to);
+    }
+}
+
+static void known_blocks(void **state) {
+    (void)state;
+    on_every_isa(check_known_blocks);
+}
+
+/* What dequantization gives back is the product of element and scale, in every layout. */
+static void check_round_trip(dw_context *context) {
+    enum { ROWS = 141, COLS = 197 };
+    dw_random random = {test_seed};
+    float *source = malloc(ROWS * COLS * 4), *target = malloc(ROWS * COLS * 4);
+    dw_fill_adversarial(&random, source, DW_F32, ROWS, COLS, COLS);
+    dw_tensor from = dw_matrix(source, DW_F32, ROWS, COLS), back = dw_matrix(target, DW_F32, ROWS, COLS);
+    for (int n = 0; n < SPECS; n++) {
+        dw_quantize_spec spec = nth_spec(n);
+        number_format format = format_of(spec.element);
+        dw_quantized plain = make_quantized(&spec, ROWS, COLS);
+        ASSERT_OK(dw_quantize(context, &spec, &from, &plain, NULL, NULL));
+        const uint8_t *data = plain.data.data, *codes = plain.scale.data;
+        int64_t wide = spec.block == DW_BLOCK_1X32 ? 32 : 128, high = spec.block == DW_BLOCK_128X128 ? 128 : 1;
+        for (int layout = 0; layout < DW_SCALE_LAYOUT_COUNT; layout++) {
+            spec.layout = (dw_scale_layout)layout;
+            if (spec.layout == DW_SCALE_TCGEN05 && spec.block != DW_BLOCK_1X32) continue;
+            dw_quantized to = make_quantized(&spec, ROWS, COLS);
+            ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
+            assert_memory_equal(to.data.data, data, ROWS * COLS);
+            memset(target, 0xC3, ROWS * COLS * 4);
+            ASSERT_OK(dw_dequantize(context, &spec, &to, &back, NULL));
+            for (int64_t i = 0; i < ROWS * COLS; i++) {
+                int code = codes[i / COLS / high * ((COLS + wide - 1) / wide) + i % COLS / wide];
+                double wanted = code == 255 ? (double)NAN : ldexp(format.magnitude[data[i] & 0x7F], code - 127);
+                wanted = (double)(float)(data[i] & 0x80 ? -wanted : wanted); /* 2^128, from near FLT_MAX, is infinity */
+                double got = (double)target[i];
+                assert_true(isnan(wanted) ? isnan(got) : got == wanted && signbit(got) == signbit(wanted));
+            }
+            free_quantized(&to);
+        }
+        free_quantized(&plain);
+        free(format.magnitude);
+    }
+    free(source);
+    free(target);
+}
+
+static void round_trips(void **state) {
+    (void)state;
+    on_every_isa(check_round_trip);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_half_precision_input),
+        cmocka_unit_test(adversarial_matrices),
+        cmocka_unit_test(largest_magnitudes_at_the_boundary),
+        cmocka_unit_test(known_blocks),
+        cmocka_unit_test(round_trips),
+    };
+    return cmocka_run_group_tests(tests, choose_seed, NULL);
+}
