@@ -11,10 +11,9 @@
 enum { DW_CELL = 128 };
 
 typedef struct dw_cell {
-    _Alignas(64) uint8_t words[DW_CELL * DW_CELL * 2]; /* row r at r * width * 2 */
+    _Alignas(64) uint8_t words[DW_CELL * DW_CELL * 2]; /* row r at r * DW_CELL * 2 */
     _Alignas(64) uint8_t columns[DW_CELL * DW_CELL];   /* column c at c * DW_CELL */
     int64_t row0, col0, rows, cols;                    /* the piece of the matrix */
-    int64_t width;                                     /* words between rows */
     const uint8_t *next;                               /* source of the next cell; NULL after the last */
     int64_t next_ld;                                   /* bytes between its rows */
 } dw_cell;
@@ -23,25 +22,24 @@ DW_INLINE int64_t dw_up32(int64_t value) {
     return (value + 31) & ~(int64_t)31;
 }
 
-/* Points the cell at cell `index` of the tile, whose cells are `width` wide and follow one another along rows. */
-DW_INLINE void dw_cell_place(dw_cell *cell, const dw_quantize_job *job, const dw_tile *tile, int64_t width,
-                             int64_t size, int64_t index) {
-    int64_t across = (tile->col1 - tile->col0 + width - 1) / width;
-    cell->width = width;
+/* Points the cell at cell `index` of the tile; cells follow one another along rows. */
+DW_INLINE void dw_cell_place(dw_cell *cell, const dw_quantize_job *job, const dw_tile *tile, int64_t size,
+                             int64_t index) {
+    int64_t across = (tile->col1 - tile->col0 + DW_CELL - 1) / DW_CELL;
     cell->row0 = tile->row0 + index / across * DW_CELL;
-    cell->col0 = tile->col0 + index % across * width;
+    cell->col0 = tile->col0 + index % across * DW_CELL;
     cell->rows = dw_least(DW_CELL, tile->row1 - cell->row0);
-    cell->cols = dw_least(width, tile->col1 - cell->col0);
-    bool last_across = cell->col0 + width >= tile->col1;
+    cell->cols = dw_least(DW_CELL, tile->col1 - cell->col0);
+    bool last_across = cell->col0 + DW_CELL >= tile->col1;
     int64_t next_row = last_across ? cell->row0 + DW_CELL : cell->row0;
-    int64_t next_col = last_across ? tile->col0 : cell->col0 + width;
+    int64_t next_col = last_across ? tile->col0 : cell->col0 + DW_CELL;
     cell->next_ld = job->source_ld * size;
     bool last = next_row + cell->rows > tile->row1;
     cell->next = last ? NULL : (const uint8_t *)job->source + next_row * cell->next_ld + next_col * size;
 }
 
-DW_INLINE int64_t dw_cell_count(const dw_tile *tile, int64_t width) {
-    return (tile->row1 - tile->row0 + DW_CELL - 1) / DW_CELL * ((tile->col1 - tile->col0 + width - 1) / width);
+DW_INLINE int64_t dw_cell_count(const dw_tile *tile) {
+    return (tile->row1 - tile->row0 + DW_CELL - 1) / DW_CELL * ((tile->col1 - tile->col0 + DW_CELL - 1) / DW_CELL);
 }
 
 /* Asks for the part of the next cell that has the place of elements [c, c + 32) of row r in this one. */
@@ -52,18 +50,23 @@ DW_INLINE void dw_cell_prefetch(const dw_cell *cell, int64_t r, int64_t c, int64
     if (size == 4) _mm_prefetch(at + 64, _MM_HINT_T0);
 }
 
-/* Reads the cell: words padded with zeros to multiples of 32 in both directions. */
+/* Reads the cell: words, padded with zeros to whole rows and a multiple of 32 rows. */
 DW_INLINE void dw_cell_read(dw_cell *cell, const dw_quantize_job *job, dw_dtype dtype) {
-    int64_t size = dtype == DW_F32 ? 4 : 2;
+    int64_t size = dtype == DW_F32 ? 4 : 2, rows = cell->rows;
     const uint8_t *source = (const uint8_t *)job->source + (cell->row0 * job->source_ld + cell->col0) * size;
-    for (int64_t r = 0; r < cell->rows; r++)
-        dw_stage_words(cell->words + r * cell->width * 2, source + r * job->source_ld * size, dtype, cell->cols);
-    int64_t missing = dw_up32(cell->rows) - cell->rows;
-    memset(cell->words + cell->rows * cell->width * 2, 0, (size_t)(missing * cell->width * 2));
+    if (cell->cols == DW_CELL) {
+        for (int64_t r = 0; r < rows; r++)
+            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * job->source_ld * size, dtype, DW_CELL);
+    } else {
+        memset(cell->words, 0, (size_t)(rows * DW_CELL * 2));
+        for (int64_t r = 0; r < rows; r++)
+            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * job->source_ld * size, dtype, cell->cols);
+    }
+    memset(cell->words + rows * DW_CELL * 2, 0, (size_t)((dw_up32(rows) - rows) * DW_CELL * 2));
 }
 
 DW_INLINE const __m256i *dw_cell_words(const dw_cell *cell, int64_t r, int64_t c) {
-    return (const __m256i *)(cell->words + (r * cell->width + c) * 2);
+    return (const __m256i *)(cell->words + (r * DW_CELL + c) * 2);
 }
 
 /* Transposes 16 x 16 bytes in each half: row i of the result's half is column i of the argument's. Interleaving

@@ -105,19 +105,19 @@ DW_INLINE void dequantize(const dw_dequantize_job *job, const dw_tile *tile, dw_
     for (int64_t r = tile->row0; r < tile->row1; r++) {
         const uint8_t *data = job->data + r * job->data_ld;
         uint8_t *target = (uint8_t *)job->target + r * job->target_ld * size;
-        dw_scale_line scales = dw_scale_line_at(&job->scale, r / down);
-        int64_t c = tile->col0, k = c / block;
+        int64_t c = tile->col0, end = tile->col1;
+        dw_scale_walk scales = dw_scale_walk_from(&job->scale, r / down, c / block);
         if (block == 32) {
-            for (; c + 32 <= tile->col1; c += 32, k++)
-                decode_block(job, data + c, target + c * size, *dw_scale_in_line(&scales, k), 32, element, dtype,
+            for (; c + 32 <= end; c += 32)
+                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 32, element, dtype,
                              stream);
         } else {
-            for (; c + 128 <= tile->col1; c += 128, k++)
-                decode_block(job, data + c, target + c * size, *dw_scale_in_line(&scales, k), 128, element, dtype,
+            for (; c + 128 <= end; c += 128)
+                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 128, element, dtype,
                              stream);
         }
-        if (c < tile->col1)
-            decode_block(job, data + c, target + c * size, *dw_scale_in_line(&scales, k), tile->col1 - c, element,
+        if (c < end)
+            decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), end - c, element,
                          dtype, stream);
     }
     if (stream) _mm_sfence();

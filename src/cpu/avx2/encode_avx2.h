@@ -23,81 +23,98 @@
 
 #include "cpu/avx2/x86_tiles.h"
 
-/* One element format with one rounding of the scale, as constants of the vector code. */
+/* One element format with one rounding of the scale, as the vector code wants it. */
 typedef struct dw_encoding {
     int carry;   /* added to the bits of amax: reaches the exponent exactly when rceil rounds up */
     int largest; /* exponent of the largest element: code = exponent field of amax - largest */
     int base;    /* smallest code the vector code serves: K + 8, for the shuffle's eight entries below 1 */
-    int gain;    /* brings seven element bits to the upper byte */
-    int limit;   /* largest finite element, in the upper byte */
-    bool clips;  /* elements above `limit` can occur */
-    bool wide;   /* E5M2 */
+    int floor;   /* smallest nonzero amax, as the bits of a word, that has such a code */
+    __m256i gain, powers, limit, magnitude, eight, hidden, fraction, sign;
 } dw_encoding;
 
-DW_INLINE dw_encoding dw_encoding_of(dw_dtype element, dw_rounding rounding) {
-    bool wide = element == DW_E5M2, ceiling = rounding == DW_ROUND_RCEIL;
-    return (dw_encoding){.carry = ceiling ? 0x1F : 0,
-                         .largest = wide ? 15 : 8,
-                         .base = wide ? 23 : 15,
-                         .gain = wide ? 8 : 16,
-                         .limit = (wide ? 0x7B : 0x7E) << 8,
-                         .clips = !ceiling,
-                         .wide = wide};
-}
-
-/* The smallest nonzero amax, as the bits of a word, that the vector code serves. Infinity's bits end the range. */
 enum { DW_WORD_INFINITY = 0x7F80 };
-DW_INLINE int dw_encoding_floor(const dw_encoding *encoding) {
-    return ((encoding->base + encoding->largest) << 7) - encoding->carry;
+
+/* Keeps a constant in a register: GCC would rather make it anew in every iteration, with several instructions. */
+DW_INLINE __m256i dw_pinned(__m256i constant) {
+    __asm__("" : "+x"(constant));
+    return constant;
 }
 
-/* Scale codes of magnitudes below infinity, one per 16-bit lane. */
+DW_INLINE dw_encoding dw_encoding_of(dw_dtype element, dw_rounding rounding) {
+    bool wide = element == DW_E5M2;
+    dw_encoding e = {.carry = rounding == DW_ROUND_RCEIL ? 0x1F : 0, .largest = wide ? 15 : 8, .base = wide ? 23 : 15};
+    e.floor = ((e.base + e.largest) << 7) - e.carry;
+    e.gain = dw_pinned(_mm256_set1_epi16(wide ? 8 : 16)); /* brings an element's seven bits to the upper byte */
+    /* Powers for element exponents 1 - bias - n, n = 3, 2, 1, 0 at 5..8 (E4M3), and n = 2, 1, 0 at 6..8 (E5M2). */
+    e.powers = dw_pinned(_mm256_broadcastsi128_si256(
+        wide ? _mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 2, 4, 0, 0, 0, 0, 0, 0, 0)
+             : _mm_setr_epi8(0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0)));
+    e.limit = dw_pinned(_mm256_set1_epi16((wide ? 0x7B : 0x7E) << 8)); /* the largest element, in the upper byte */
+    e.magnitude = dw_pinned(_mm256_set1_epi16(0x7FFF));
+    e.eight = dw_pinned(_mm256_set1_epi16(8 << 7)); /* eight exponents */
+    e.hidden = dw_pinned(_mm256_set1_epi16(0x80));
+    e.fraction = dw_pinned(_mm256_set1_epi16(0x1FF));
+    e.sign = dw_pinned(_mm256_set1_epi8((char)0x80));
+    return e;
+}
+
+/* Whether the vector code does not serve a block with this amax. */
+DW_INLINE bool dw_is_rare(int amax, const dw_encoding *encoding) {
+    return (unsigned)(amax - encoding->floor) >= (unsigned)(DW_WORD_INFINITY - encoding->floor) && amax != 0;
+}
+
+DW_INLINE int dw_code(int amax, const dw_encoding *encoding) {
+    int code = ((amax + encoding->carry) >> 7) - encoding->largest;
+    return code > 0 ? code : 0;
+}
+
+/* What dw_encode16 subtracts for a block of this code. */
+DW_INLINE __m256i dw_bias(int code, const dw_encoding *encoding) {
+    int above = code - encoding->base;
+    return _mm256_set1_epi16((short)((above > 0 ? above : 0) << 7));
+}
+
+/* The same three for 16 blocks side by side; dw_rare has all ones in the lanes of rare blocks. */
 DW_INLINE __m256i dw_codes(__m256i amax, const dw_encoding *encoding) {
     __m256i exponent = _mm256_srli_epi16(_mm256_add_epi16(amax, _mm256_set1_epi16((short)encoding->carry)), 7);
     return _mm256_subs_epu16(exponent, _mm256_set1_epi16((short)encoding->largest));
 }
 
-/* What dw_encode16 subtracts for blocks of these codes. */
 DW_INLINE __m256i dw_biases(__m256i codes, const dw_encoding *encoding) {
     return _mm256_slli_epi16(_mm256_subs_epu16(codes, _mm256_set1_epi16((short)encoding->base)), 7);
 }
 
-/* All ones in the lanes whose block the vector code does not serve. */
 DW_INLINE __m256i dw_rare(__m256i amax, const dw_encoding *encoding) {
-    __m256i low = _mm256_cmpgt_epi16(_mm256_set1_epi16((short)dw_encoding_floor(encoding)), amax);
+    __m256i low = _mm256_cmpgt_epi16(_mm256_set1_epi16((short)encoding->floor), amax);
     __m256i high = _mm256_cmpgt_epi16(amax, _mm256_set1_epi16(DW_WORD_INFINITY - 1));
     return _mm256_or_si256(_mm256_andnot_si256(_mm256_cmpeq_epi16(amax, _mm256_setzero_si256()), low), high);
 }
 
-DW_INLINE __m256i dw_magnitudes(__m256i words) {
-    return _mm256_and_si256(words, _mm256_set1_epi16(0x7FFF));
+DW_INLINE __m256i dw_magnitudes(__m256i words, const dw_encoding *encoding) {
+    return _mm256_and_si256(words, encoding->magnitude);
 }
 
 /* The elements of 16 words without their signs, 0 to 0x7F in 16-bit lanes. */
 DW_INLINE __m256i dw_encode16(__m256i words, __m256i biases, const dw_encoding *encoding) {
-    /* Powers for element exponents 1 - bias - n, n = 3, 2, 1, 0 at 5..8 (E4M3), and n = 2, 1, 0 at 6..8 (E5M2). */
-    __m256i powers =
-        _mm256_broadcastsi128_si256(encoding->wide ? _mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 2, 4, 0, 0, 0, 0, 0, 0, 0)
-                                                   : _mm_setr_epi8(0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0));
-    __m256i scaled = _mm256_subs_epu16(dw_magnitudes(words), biases); /* eight exponents too high */
-    __m256i normal = _mm256_mullo_epi16(_mm256_subs_epu16(scaled, _mm256_set1_epi16(8 << 7)),
-                                        _mm256_set1_epi16((short)encoding->gain));
-    __m256i power = _mm256_shuffle_epi8(powers, _mm256_srli_epi16(scaled, 7));
-    __m256i small = _mm256_maddubs_epi16(_mm256_or_si256(words, _mm256_set1_epi16(0x80)), power);
-    __m256i exact = _mm256_max_epu16(normal, small);
-    if (encoding->clips) exact = _mm256_min_epu16(exact, _mm256_set1_epi16((short)encoding->limit));
-    /* The multiplication shifts right by 8 and rounds halves up; a half above an even element comes down again. */
-    __m256i rounded = _mm256_mulhrs_epi16(exact, _mm256_set1_epi16(128));
-    __m256i tie = _mm256_cmpeq_epi16(_mm256_and_si256(exact, _mm256_set1_epi16(0x1FF)), _mm256_set1_epi16(0x80));
+    __m256i scaled = _mm256_subs_epu16(dw_magnitudes(words, encoding), biases); /* eight exponents too high */
+    __m256i normal = _mm256_mullo_epi16(_mm256_subs_epu16(scaled, encoding->eight), encoding->gain);
+    __m256i power = _mm256_shuffle_epi8(encoding->powers, _mm256_srli_epi16(scaled, 7));
+    __m256i small = _mm256_maddubs_epi16(_mm256_or_si256(words, encoding->hidden), power);
+    /* The limit binds only with floor. */
+    __m256i exact = _mm256_min_epu16(_mm256_max_epu16(normal, small), encoding->limit);
+    /* Multiplying by 128 shifts right by 8 and rounds halves up; a half above an even element (fraction and last bit
+     * are 0x080) comes down again. `hidden` is 128, too. */
+    __m256i rounded = _mm256_mulhrs_epi16(exact, encoding->hidden);
+    __m256i tie = _mm256_cmpeq_epi16(_mm256_and_si256(exact, encoding->fraction), encoding->hidden);
     return _mm256_add_epi16(rounded, tie);
 }
 
 /* The 32 elements of two vectors of words. Bytes come out in the order of packing: words 0-7 of a, 0-7 of b, 8-15 of a,
  * 8-15 of b. */
 DW_INLINE __m256i dw_encode32(__m256i a, __m256i b, __m256i biases_a, __m256i biases_b, const dw_encoding *encoding) {
-    __m256i magnitudes = _mm256_packus_epi16(dw_encode16(a, biases_a, encoding), dw_encode16(b, biases_b, encoding));
-    __m256i signs = _mm256_and_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8((char)0x80));
-    return _mm256_or_si256(magnitudes, signs);
+    __m256i magnitudes =
+        _mm256_packus_epi16(dw_encode16(a, biases_a, encoding), dw_encode16(b, biases_b, encoding));
+    return _mm256_or_si256(magnitudes, _mm256_and_si256(_mm256_packs_epi16(a, b), encoding->sign));
 }
 
 /* Undoes the order of packing. */
@@ -105,7 +122,37 @@ DW_INLINE __m256i dw_in_order(__m256i packed) {
     return _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
 }
 
-/* The largest of 16 magnitudes below 2^15. */
+/* The larger of the magnitudes that lie in the two halves of a and of b; a's results in the lower half. */
+DW_INLINE __m256i dw_fold_halves(__m256i a, __m256i b) {
+    return _mm256_max_epu16(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* The same within each half for quarters, eighths (of two arguments), and single words. */
+DW_INLINE __m256i dw_fold_quarters(__m256i a, __m256i b) {
+    return _mm256_max_epu16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
+
+DW_INLINE __m256i dw_fold_eighths(__m256i a, __m256i b) {
+    __m256 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    return _mm256_max_epu16(_mm256_castps_si256(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(2, 0, 2, 0))),
+                            _mm256_castps_si256(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(3, 1, 3, 1))));
+}
+
+DW_INLINE __m256i dw_fold_words(__m256i a, __m256i b) {
+    return _mm256_max_epu16(_mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xAA),
+                            _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xAA));
+}
+
+/* The largest word of each of 16 vectors of magnitudes, in order. */
+DW_INLINE __m256i dw_largest16(const __m256i x[16]) {
+    __m256i y[8];
+    for (int i = 0; i < 8; i++) y[i] = dw_fold_halves(x[i], x[i + 8]);
+    __m256i even = dw_fold_eighths(dw_fold_quarters(y[0], y[2]), dw_fold_quarters(y[4], y[6]));
+    __m256i odd = dw_fold_eighths(dw_fold_quarters(y[1], y[3]), dw_fold_quarters(y[5], y[7]));
+    return dw_fold_words(even, odd);
+}
+
+/* The largest of 16 magnitudes. */
 DW_INLINE int dw_largest(__m256i magnitudes) {
     __m128i half = _mm_max_epu16(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
     /* There is a horizontal minimum only. */

@@ -22,8 +22,8 @@ DW_INLINE void quantize_columns(dw_cell *cell, const dw_quantize_job *job, const
     __m256i top_a = _mm256_setzero_si256(), top_b = _mm256_setzero_si256();
     for (int64_t i = 0; i < rows; i++) {
         const __m256i *words = dw_cell_words(cell, r + i, c);
-        top_a = _mm256_max_epu16(top_a, dw_magnitudes(words[0]));
-        top_b = _mm256_max_epu16(top_b, dw_magnitudes(words[1]));
+        top_a = _mm256_max_epu16(top_a, dw_magnitudes(words[0], encoding));
+        top_b = _mm256_max_epu16(top_b, dw_magnitudes(words[1], encoding));
     }
     __m256i codes_a = dw_codes(top_a, encoding), codes_b = dw_codes(top_b, encoding);
     _mm256_store_si256((__m256i *)codes, dw_in_order(_mm256_packus_epi16(codes_a, codes_b)));
@@ -78,31 +78,46 @@ DW_INLINE void write_column_codes(const dw_cell *cell, const dw_quantize_job *jo
     }
 }
 
+/* The row blocks of the cell, sixteen at a time: four rows of blocks of 32, or 16 rows of blocks of 128. */
 DW_INLINE void quantize_row_blocks(const dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding,
                                    int64_t block, bool stream) {
-    for (int64_t r = 0; r < cell->rows; r++) {
-        dw_scale_line scales = dw_scale_line_at(&job->row_scale, cell->row0 + r);
-        const uint8_t *words = cell->words + r * cell->width * 2;
-        int64_t c = 0, k = cell->col0 / block;
-        for (; c + block <= cell->cols; c += block, k++)
-            *dw_scale_in_line(&scales, k) =
-                dw_quantize_row_block(job, encoding, cell->row0 + r, cell->col0 + c, block, words + 2 * c, stream);
-        if (c < cell->cols)
-            *dw_scale_in_line(&scales, k) = dw_quantize_row_block(job, encoding, cell->row0 + r, cell->col0 + c,
-                                                                  cell->cols - c, words + 2 * c, false);
+    int64_t rows = cell->rows, cols = cell->cols, per_row = DW_CELL / block;
+    for (int64_t r = 0; r < rows; r += 16 / per_row) {
+        dw_blocks blocks;
+        const uint8_t *words = cell->words + r * DW_CELL * 2;
+        dw_scale_blocks(&blocks, encoding, words, block);
+        for (int64_t i = 0; i < dw_least(16 / per_row, rows - r); i++) {
+            int64_t at = cell->row0 + r + i, c = 0;
+            int b = (int)(i * per_row);
+            uint8_t *out = job->row_data + at * job->row_ld + cell->col0;
+            for (; c + block <= cols; c += block, b++)
+                dw_encode_block(&blocks, b, job, encoding, at, cell->col0 + c, block, words + b * block * 2, out + c,
+                                stream);
+            if (c < cols) {
+                dw_encode_block(&blocks, b, job, encoding, at, cell->col0 + c, cols - c, words + b * block * 2, out + c,
+                                false);
+                b++;
+            }
+            dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, at, cell->col0 / block);
+            if (b - i * per_row == 4 && scales.step == 1)
+                memcpy(scales.at, blocks.code + i * per_row, 4);
+            else
+                for (int64_t k = i * per_row; k < b; k++) *dw_scale_next(&scales) = blocks.code[k];
+        }
     }
 }
 
-DW_INLINE void quantize_cells(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block, dw_dtype dtype,
-                              dw_encoding encoding) {
+DW_INLINE void quantize_cells(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block,
+                              dw_dtype dtype) {
     int64_t size = dtype == DW_F32 ? 4 : 2, outputs = job->rows * job->cols;
+    dw_encoding encoding = dw_encoding_of(job->element, job->rounding);
     bool stream_rows = both && dw_streams(job->row_data, job->row_ld, outputs, 32);
     bool stream_columns = dw_streams(job->col_data, job->col_ld, outputs, 32);
     dw_cell cell;
     column_codes codes;
-    int64_t cells = dw_cell_count(tile, DW_CELL);
+    int64_t cells = dw_cell_count(tile);
     for (int64_t i = 0; i < cells; i++) {
-        dw_cell_place(&cell, job, tile, DW_CELL, size, i);
+        dw_cell_place(&cell, job, tile, size, i);
         dw_cell_read(&cell, job, dtype);
         if (both) quantize_row_blocks(&cell, job, &encoding, block, stream_rows);
         int64_t padded = dw_up32(cell.rows), blocks = (padded + block - 1) / block;
@@ -116,17 +131,13 @@ DW_INLINE void quantize_cells(const dw_quantize_job *job, const dw_tile *tile, b
     if (stream_rows || stream_columns) _mm_sfence();
 }
 
-/* The commonest request is compiled with its encoding known; the others share a body for each source. */
 DW_INLINE void quantize_cells_any(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block) {
-    dw_encoding encoding = dw_encoding_of(job->element, job->rounding);
     if (job->source_dtype == DW_F32)
-        quantize_cells(job, tile, both, block, DW_F32, encoding);
+        quantize_cells(job, tile, both, block, DW_F32);
     else if (job->source_dtype == DW_F16)
-        quantize_cells(job, tile, both, block, DW_F16, encoding);
-    else if (job->element == DW_E4M3 && job->rounding == DW_ROUND_RCEIL)
-        quantize_cells(job, tile, both, block, DW_BF16, dw_encoding_of(DW_E4M3, DW_ROUND_RCEIL));
+        quantize_cells(job, tile, both, block, DW_F16);
     else
-        quantize_cells(job, tile, both, block, DW_BF16, encoding);
+        quantize_cells(job, tile, both, block, DW_BF16);
 }
 
 void dw_quantize_transposed_1x32__avx2(const dw_quantize_job *job, const dw_tile *tile) {

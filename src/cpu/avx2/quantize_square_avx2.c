@@ -8,12 +8,12 @@
 #include "cpu/avx2/cell_avx2.h"
 #include "cpu/avx2/kernels_avx2.h"
 
-DW_INLINE int cell_amax(const dw_cell *cell) {
+DW_INLINE int cell_amax(const dw_cell *cell, const dw_encoding *encoding) {
     __m256i top = _mm256_setzero_si256();
     for (int64_t r = 0; r < cell->rows; r++)
         for (int64_t c = 0; c < cell->cols; c += 32) {
             const __m256i *words = dw_cell_words(cell, r, c);
-            top = _mm256_max_epu16(top, _mm256_max_epu16(dw_magnitudes(words[0]), dw_magnitudes(words[1])));
+            top = _mm256_max_epu16(top, _mm256_max_epu16(dw_magnitudes(words[0], encoding), dw_magnitudes(words[1], encoding)));
         }
     return dw_largest(top);
 }
@@ -44,14 +44,13 @@ DW_INLINE void write_row(const dw_cell *cell, const dw_quantize_job *job, int64_
 
 DW_INLINE void encode_cell(dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding, int64_t size,
                            bool row, bool transposed, int code, bool stream) {
-    int above = code - encoding->base;
-    __m256i biases = _mm256_set1_epi16((short)((above > 0 ? above : 0) << 7));
+    __m256i bias = dw_bias(code, encoding);
     for (int64_t first = 0; first < cell->rows; first += 32) {
         __m256i elements[DW_CELL / 32][32];
         for (int64_t r = first; r < first + 32; r++) {
             for (int64_t c = 0; c < cell->cols; c += 32) {
                 const __m256i *words = dw_cell_words(cell, r, c);
-                elements[c / 32][r - first] = dw_encode32(words[0], words[1], biases, biases, encoding);
+                elements[c / 32][r - first] = dw_encode32(words[0], words[1], bias, bias, encoding);
                 dw_cell_prefetch(cell, r, c, size);
             }
             if (row && r < cell->rows) write_row(cell, job, r, elements, stream);
@@ -63,19 +62,18 @@ DW_INLINE void encode_cell(dw_cell *cell, const dw_quantize_job *job, const dw_e
 }
 
 DW_INLINE void quantize_square(const dw_quantize_job *job, const dw_tile *tile, bool row, bool transposed,
-                               dw_dtype dtype, dw_encoding encoding) {
+                               dw_dtype dtype) {
     int64_t size = dtype == DW_F32 ? 4 : 2, outputs = job->rows * job->cols;
+    dw_encoding encoding = dw_encoding_of(job->element, job->rounding);
     bool stream_rows = row && dw_streams(job->row_data, job->row_ld, outputs, 32);
     bool stream_columns = transposed && dw_streams(job->col_data, job->col_ld, outputs, 32);
-    int low = dw_encoding_floor(&encoding);
     dw_cell cell;
-    int64_t cells = dw_cell_count(tile, DW_CELL);
+    int64_t cells = dw_cell_count(tile);
     for (int64_t i = 0; i < cells; i++) {
-        dw_cell_place(&cell, job, tile, DW_CELL, size, i);
+        dw_cell_place(&cell, job, tile, size, i);
         dw_cell_read(&cell, job, dtype);
-        int amax = cell_amax(&cell), code = ((amax + encoding.carry) >> 7) - encoding.largest;
-        if (code < 0) code = 0;
-        if (DW_RARELY((unsigned)(amax - low) >= (unsigned)(DW_WORD_INFINITY - low) && amax != 0)) {
+        int amax = cell_amax(&cell, &encoding), code = dw_code(amax, &encoding);
+        if (DW_RARELY(dw_is_rare(amax, &encoding))) {
             if (amax >= DW_WORD_INFINITY) code = DW_SCALE_NAN;
             encode_cell_exactly(&cell, job, row, transposed, code);
         } else {
@@ -89,17 +87,13 @@ DW_INLINE void quantize_square(const dw_quantize_job *job, const dw_tile *tile, 
     if (stream_rows || stream_columns) _mm_sfence();
 }
 
-/* The commonest request is compiled with its encoding known; the others share a body for each source. */
 DW_INLINE void quantize_square_any(const dw_quantize_job *job, const dw_tile *tile, bool row, bool transposed) {
-    dw_encoding encoding = dw_encoding_of(job->element, job->rounding);
     if (job->source_dtype == DW_F32)
-        quantize_square(job, tile, row, transposed, DW_F32, encoding);
+        quantize_square(job, tile, row, transposed, DW_F32);
     else if (job->source_dtype == DW_F16)
-        quantize_square(job, tile, row, transposed, DW_F16, encoding);
-    else if (job->element == DW_E4M3 && job->rounding == DW_ROUND_RCEIL)
-        quantize_square(job, tile, row, transposed, DW_BF16, dw_encoding_of(DW_E4M3, DW_ROUND_RCEIL));
+        quantize_square(job, tile, row, transposed, DW_F16);
     else
-        quantize_square(job, tile, row, transposed, DW_BF16, encoding);
+        quantize_square(job, tile, row, transposed, DW_BF16);
 }
 
 void dw_quantize_row_128x128__avx2(const dw_quantize_job *job, const dw_tile *tile) {

@@ -1,4 +1,4 @@
-/* One row block: its scale, then its elements. */
+/* Row blocks: their scales, then their elements. */
 #ifndef DW_ROW_BLOCK_AVX2_H
 #define DW_ROW_BLOCK_AVX2_H
 
@@ -11,31 +11,41 @@ DW_INLINE void dw_store32(uint8_t *out, __m256i bytes, bool stream) {
         _mm256_storeu_si256((__m256i *)out, bytes);
 }
 
-/* Quantizes the block at (r, c), `count` elements of row r, and returns its code. `words` are its words, with zeros up
- * to a multiple of 32. */
-DW_INLINE uint8_t dw_quantize_row_block(const dw_quantize_job *job, const dw_encoding *encoding, int64_t r, int64_t c,
-                                        int64_t count, const uint8_t *words, bool stream) {
-    __m256i top = _mm256_setzero_si256();
-    for (int64_t i = 0; i < count; i += 32) {
-        __m256i a = dw_magnitudes(_mm256_loadu_si256((const __m256i *)(words + 2 * i)));
-        __m256i b = dw_magnitudes(_mm256_loadu_si256((const __m256i *)(words + 2 * i + 32)));
-        top = _mm256_max_epu16(top, _mm256_max_epu16(a, b));
+/* Sixteen row blocks that follow one another in memory: their scales, computed side by side so that nothing waits for a
+ * single block's reduction. */
+typedef struct dw_blocks {
+    _Alignas(32) uint16_t bias[16]; /* for dw_encode32 */
+    _Alignas(32) uint16_t amax[16]; /* bits of words */
+    _Alignas(16) uint8_t code[16];
+    uint32_t rare; /* bits 2i and 2i + 1: block i goes through dw_encode_exactly */
+} dw_blocks;
+
+DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block) {
+    __m256i top[16];
+    for (int b = 0; b < 16; b++) {
+        top[b] = _mm256_setzero_si256();
+        for (int64_t i = 0; i < block * 2; i += 32) {
+            __m256i part = _mm256_loadu_si256((const __m256i *)(words + b * block * 2 + i));
+            top[b] = _mm256_max_epu16(top[b], dw_magnitudes(part, encoding));
+        }
     }
-    int amax = dw_largest(top), code = ((amax + encoding->carry) >> 7) - encoding->largest;
-    if (code < 0) code = 0;
-    uint8_t *out = job->row_data + r * job->row_ld + c;
-    int low = dw_encoding_floor(encoding);
-    if (DW_RARELY((unsigned)(amax - low) >= (unsigned)(DW_WORD_INFINITY - low) && amax != 0)) {
-        if (amax >= DW_WORD_INFINITY) code = DW_SCALE_NAN;
-        dw_encode_exactly(job, r, c, 0, 1, count, code, out);
-        return (uint8_t)code;
-    }
-    int above = code - encoding->base;
-    __m256i biases = _mm256_set1_epi16((short)((above > 0 ? above : 0) << 7));
+    __m256i amax = dw_largest16(top), codes = dw_codes(amax, encoding);
+    _mm256_store_si256((__m256i *)blocks->bias, dw_biases(codes, encoding));
+    __m256i packed = dw_in_order(_mm256_packus_epi16(codes, codes));
+    _mm_store_si128((__m128i *)blocks->code, _mm256_castsi256_si128(packed));
+    blocks->rare = (uint32_t)_mm256_movemask_epi8(dw_rare(amax, encoding));
+    if (DW_RARELY(blocks->rare)) _mm256_store_si256((__m256i *)blocks->amax, amax);
+}
+
+/* Encodes block b of the sixteen, `count` elements at (r, c) of the source, to `out`. `words` are the block's words, with
+ * zeros up to a multiple of 32. */
+DW_INLINE void dw_encode_block(dw_blocks *blocks, int b, const dw_quantize_job *job, const dw_encoding *encoding,
+                               int64_t r, int64_t c, int64_t count, const uint8_t *words, uint8_t *out, bool stream) {
+    __m256i bias = _mm256_set1_epi16((short)blocks->bias[b]);
     for (int64_t i = 0; i < count; i += 32) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
-        __m256i b = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
-        __m256i elements = dw_in_order(dw_encode32(a, b, biases, biases, encoding));
+        __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
+        __m256i elements = dw_in_order(dw_encode32(low, high, bias, bias, encoding));
         if (i + 32 <= count) {
             dw_store32(out + i, elements, stream);
         } else {
@@ -44,7 +54,10 @@ DW_INLINE uint8_t dw_quantize_row_block(const dw_quantize_job *job, const dw_enc
             memcpy(out + i, rest, (size_t)(count - i));
         }
     }
-    return (uint8_t)code;
+    if (DW_RARELY(blocks->rare >> (2 * b) & 1)) {
+        if (blocks->amax[b] >= DW_WORD_INFINITY) blocks->code[b] = DW_SCALE_NAN;
+        dw_encode_exactly(job, r, c, 0, 1, count, blocks->code[b], out);
+    }
 }
 
 /* Words of `count` source elements, padded with zeros to a multiple of 32. */

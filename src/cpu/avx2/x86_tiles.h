@@ -15,19 +15,23 @@ DW_INLINE int64_t dw_least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* The scales of one line of the grid: code k is at first + (k / 4) * four + (k % 4) * one, whatever the layout. */
-typedef struct dw_scale_line {
-    uint8_t *first;
-    int64_t four, one;
-} dw_scale_line;
+/* Walks along the scales of one line of the grid, whatever the layout: code k + 1 is `step` after code k, but `leap` after
+ * it where k % 4 is 3. */
+typedef struct dw_scale_walk {
+    uint8_t *at;
+    int64_t k, step, leap;
+} dw_scale_walk;
 
-DW_INLINE dw_scale_line dw_scale_line_at(const dw_scale_map *map, int64_t r) {
+DW_INLINE dw_scale_walk dw_scale_walk_from(const dw_scale_map *map, int64_t r, int64_t k) {
     bool atoms = map->atoms_per_row != 0;
-    return (dw_scale_line){dw_scale_at(map, r, 0), atoms ? 512 : 4 * map->col_stride, atoms ? 1 : map->col_stride};
+    return (dw_scale_walk){dw_scale_at(map, r, k), k, atoms ? 1 : map->col_stride, atoms ? 512 - 3 : map->col_stride};
 }
 
-DW_INLINE uint8_t *dw_scale_in_line(const dw_scale_line *line, int64_t k) {
-    return line->first + (k >> 2) * line->four + (k & 3) * line->one;
+DW_INLINE uint8_t *dw_scale_next(dw_scale_walk *walk) {
+    uint8_t *at = walk->at;
+    walk->at += (walk->k & 3) == 3 ? walk->leap : walk->step;
+    walk->k++;
+    return at;
 }
 
 /* Non-temporal stores save reading each output line before it is overwritten, but send it to memory. That pays once the
