@@ -93,7 +93,7 @@ def _layer(
             role, role_reason = "output_head", heads[id(module)]
         elif reason := _router_reason(name, model):
             role, role_reason = "router", reason
-    obstacle = _obstacle(name, module, model, linear)
+    obstacle = _obstacle(name, module, model, kernel)
     if kernel is not None and not obstacle:
         obstacle = kernel.supports(module)
     return LayerFacts(
@@ -112,7 +112,7 @@ def _layer(
     )
 
 
-def _obstacle(name: str, module: nn.Module, model: nn.Module, linear: bool) -> str:
+def _obstacle(name: str, module: nn.Module, model: nn.Module, kernel: registry.RegisteredKernel | None) -> str:
     """Why the module's form rules conversion out, or ""."""
     if convert.is_converted(module):
         return "converted already, by a call on a part of the model"
@@ -120,12 +120,12 @@ def _obstacle(name: str, module: nn.Module, model: nn.Module, linear: bool) -> s
         return "its forward was replaced on the instance"
     if parametrize.is_parametrized(module):
         return "its parameters are parametrized; remove the parametrization first"
-    if not linear:
-        return ""
     parent = model.get_submodule(name.rpartition(".")[0]) if name else None
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight without calling it"
-    if registry.kernel_for(module, "mxfp8") is None and type(module).forward is not nn.Linear.forward:
+    if kernel is not None:
+        return ""
+    if type(module).forward is not nn.Linear.forward:
         return f"its class {type(module).__name__} overrides nn.Linear's forward"
     weight = module._parameters.get("weight")
     if weight is None:
