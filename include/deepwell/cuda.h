@@ -37,7 +37,7 @@ typedef struct dw_cuda_device_info {
  * CUDA 12.0; the text says which), DEVICE. */
 DW_API dw_status dw_cuda_driver_version(int *version);
 
-/* The GPUs this process sees (CUDA_VISIBLE_DEVICES applies); 0 is a success. Errors as dw_cuda_driver_version. */
+/* The GPUs this process sees (CUDA_VISIBLE_DEVICES applies); 0 is an answer too. Errors as dw_cuda_driver_version. */
 DW_API dw_status dw_cuda_device_count(int *count);
 
 /* Facts about GPU `device`, from the driver. Makes no context. Errors: INVALID_ARGUMENT for a device that is not there,

@@ -18,12 +18,7 @@ dw_status dw_cuda_device_count(int *count) {
     if (!count) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_cuda_device_count: count is NULL");
     const dw_cuda_driver *driver;
     DW_TRY(dw_cuda_driver_get(&driver));
-    int found = 0;
-    dw_cu_result result = driver->device_count(&found);
-    /* A driver without GPUs never finished cuInit, which is an answer here and not a failure. */
-    if (result == DW_CU_ERROR_NOT_INITIALIZED || result == DW_CU_ERROR_NO_DEVICE) found = 0, result = DW_CU_SUCCESS;
-    DW_TRY(dw_cuda_check(driver, result, "cuDeviceGetCount", "all devices"));
-    *count = found;
+    *count = driver->devices;
     return DW_OK;
 }
 
@@ -45,12 +40,10 @@ dw_status dw_cuda_device_get(int device, dw_cuda_device_info *info) {
     if (!info) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_cuda_device_get: info is NULL");
     const dw_cuda_driver *driver;
     DW_TRY(dw_cuda_driver_get(&driver));
-    int count = 0;
-    DW_TRY(dw_cuda_device_count(&count));
-    if (device < 0 || device >= count)
+    if (device < 0 || device >= driver->devices)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT,
                        "device %d is not there; this process sees %d CUDA device%s (check CUDA_VISIBLE_DEVICES)",
-                       device, count, count == 1 ? "" : "s");
+                       device, driver->devices, driver->devices == 1 ? "" : "s");
     dw_cu_device handle;
     DW_TRY(dw_cuda_check(driver, driver->device_get(&handle, device), "cuDeviceGet", "device %d", device));
 

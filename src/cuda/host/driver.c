@@ -62,13 +62,16 @@ static dw_status open_driver(void) {
     if (status != DW_OK) return status;
 
     dw_cu_result result = the_driver.init(0);
-    if (result == DW_CU_ERROR_NO_DEVICE) result = DW_CU_SUCCESS; /* a driver with nothing to drive: zero devices */
-    if (result == DW_CU_SUCCESS) result = the_driver.driver_version(&the_driver.version);
+    const char *call = "cuInit";
+    bool empty = result == DW_CU_ERROR_NO_DEVICE; /* a driver with nothing to drive: zero devices, and no failure */
+    if (result == DW_CU_SUCCESS) result = the_driver.device_count(&the_driver.devices), call = "cuDeviceGetCount";
+    if (result == DW_CU_SUCCESS || empty)
+        result = the_driver.driver_version(&the_driver.version), call = "cuDriverGetVersion";
     if (result != DW_CU_SUCCESS) {
         const char *name = "?", *text = "?";
         the_driver.error_name(result, &name);
         the_driver.error_string(result, &text);
-        return open_failed(DW_ERROR_DEVICE, "cuInit: %s: %s; check the driver with nvidia-smi", name, text);
+        return open_failed(DW_ERROR_DEVICE, "%s: %s: %s; check the driver with nvidia-smi", call, name, text);
     }
     atomic_store(&started, true);
     if (pthread_atfork(NULL, NULL, after_fork_in_child) != 0)
@@ -128,6 +131,10 @@ dw_status dw_cuda_enter(int device, dw_cuda_scope *scope) {
     const dw_cuda_driver *driver;
     DW_TRY(dw_cuda_driver_get(&driver));
     *scope = (dw_cuda_scope){.driver = driver, .device = device};
+    if (device < 0 || device >= driver->devices || device >= DW_CUDA_MAX_DEVICES)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                       "device %d is not there; this process sees %d CUDA device%s (check CUDA_VISIBLE_DEVICES)",
+                       device, driver->devices, driver->devices == 1 ? "" : "s");
 
     dw_cu_context context = NULL;
     DW_TRY(dw_cuda_check(driver, driver->context_current(&context), "cuCtxGetCurrent", "device %d", device));
@@ -138,13 +145,6 @@ dw_status dw_cuda_enter(int device, dw_cuda_scope *scope) {
         usable = driver->device_get(&wanted, device) == DW_CU_SUCCESS && current == wanted;
     }
     if (!usable) {
-        int count = 0;
-        DW_TRY(dw_cuda_check(driver, driver->device_count(&count), "cuDeviceGetCount", "all devices"));
-        if (device < 0 || device >= count || device >= DW_CUDA_MAX_DEVICES)
-            return dw_fail(DW_ERROR_INVALID_ARGUMENT,
-                           "device %d is not there; this process sees %d CUDA device%s (check "
-                           "CUDA_VISIBLE_DEVICES)",
-                           device, count, count == 1 ? "" : "s");
         DW_TRY(primary_context(driver, device, &context));
         DW_TRY(dw_cuda_check(driver, driver->context_push(context), "cuCtxPushCurrent", "device %d", device));
         scope->pushed = true;

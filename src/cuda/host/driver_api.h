@@ -114,6 +114,7 @@ typedef dw_cu_result (*dw_cu_get_proc_address)(const char *symbol, void **functi
 
 typedef struct dw_cuda_driver {
     int version; /* 1000 * major + 10 * minor */
+    int devices; /* that this process sees; fixed once the driver has started */
 #define DW_CU_MEMBER(member, symbol, parameters) dw_cu_result(*member) parameters;
     DW_CU_FUNCTIONS(DW_CU_MEMBER)
 #undef DW_CU_MEMBER

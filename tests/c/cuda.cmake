@@ -1,0 +1,17 @@
+# The stand-ins for libcuda and cuBLASLt that the GPU host tests open, and cuda.h where the build found one.
+foreach(fake fake_cuda fake_cublaslt)
+  add_library(${fake} MODULE fake/${fake}.c)
+  target_include_directories(${fake} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/src)
+  set_target_properties(${fake} PROPERTIES PREFIX "")
+  target_link_libraries(${fake} PRIVATE m)
+endforeach()
+foreach(test test_cuda_absent test_cuda_driver test_cuda_gemm)
+  target_include_directories(${test} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  target_compile_definitions(${test} PRIVATE FAKE_LIBCUDA="$<TARGET_FILE:fake_cuda>"
+                             FAKE_LIBCUBLASLT="$<TARGET_FILE:fake_cublaslt>")
+  add_dependencies(${test} fake_cuda fake_cublaslt)
+endforeach()
+if(DEEPWELL_CUDA_INCLUDE)
+  target_include_directories(test_cuda_header SYSTEM PRIVATE ${DEEPWELL_CUDA_INCLUDE})
+  target_compile_definitions(test_cuda_header PRIVATE DEEPWELL_HAVE_CUDA_H)
+endif()
