@@ -10,9 +10,9 @@
 static const char help[] =
     "Usage: deepwell bench [FILTER] [OPTIONS]\n"
     "\n"
-    "Measures every available CPU kernel on every source dtype, with E4M3 elements, rceil rounding and the row layout.\n"
-    "Each line is the median over calls that take turns with memcpy on as many threads, over buffers larger than the\n"
-    "caches (a kernel that is far from memory's speed gets a sixteenth of the rows). GB/s count bytes read and\n"
+    "Measures every available CPU kernel on every source dtype, with E4M3 elements, rceil rounding and row layout.\n"
+    "Each line is the median over calls that take turns with memcpy on as many threads, over buffers larger than\n"
+    "the caches (a kernel that is far from memory's speed gets a sixteenth of the rows). GB/s count bytes read and\n"
     "written; \"of memcpy\" is the part of memcpy's GB/s in the same loop.\n"
     "FILTER is part of a kernel's name, or a pattern such as 'quantize_row_*__avx2'.\n"
     "\n"

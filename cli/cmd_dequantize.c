@@ -7,22 +7,21 @@
 #include "core/status.h"
 #include "io/record.h"
 
-static const char help[] = "Usage: deepwell dequantize IN -o OUT [OPTIONS]\n"
-                           "\n"
-                           "Every pair NAME (F8_E4M3 or F8_E5M2) and NAME_scale (F8_E8M0) becomes NAME in the dtype it "
-                           "had before; all else is\n"
-                           "copied unchanged. The pairs and dtypes are those that quantize recorded in the file. In a "
-                           "file without such a record\n"
-                           "the pairs are found by their names, dtypes and shapes, and --dtype is required.\n"
-                           "\n"
-                           "IN and OUT may be a file, an index or a directory, as for quantize.\n"
-                           "\n"
-                           "Options:\n"
-                           "  -o, --output OUT  where to write\n"
-                           "  --dtype TYPE      bf16, f16 or f32 in place of the dtype recorded\n"
-                           "  --threads N       CPU threads (default: all, at most 16 are of use)\n"
-                           "  --force           replace an existing OUT\n"
-                           "  -h, --help        print this\n";
+static const char help[] =
+    "Usage: deepwell dequantize IN -o OUT [OPTIONS]\n"
+    "\n"
+    "Every pair NAME (F8_E4M3 or F8_E5M2) and NAME_scale (F8_E8M0) becomes NAME in the dtype it had before; all else\n"
+    "is copied unchanged. The pairs and dtypes are those that quantize recorded in the file. In a file without such a\n"
+    "record the pairs are found by their names, dtypes and shapes, and --dtype is required.\n"
+    "\n"
+    "IN and OUT may be a file, an index or a directory, as for quantize.\n"
+    "\n"
+    "Options:\n"
+    "  -o, --output OUT  where to write\n"
+    "  --dtype TYPE      bf16, f16 or f32 in place of the dtype recorded\n"
+    "  --threads N       CPU threads (default: all, at most 16 are of use)\n"
+    "  --force           replace an existing OUT\n"
+    "  -h, --help        print this\n";
 
 typedef struct dequantize_state {
     bool has_dtype;
