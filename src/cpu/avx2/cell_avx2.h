@@ -11,9 +11,10 @@
 enum { DW_CELL = 128 };
 
 typedef struct dw_cell {
-    _Alignas(64) uint8_t words[DW_CELL * DW_CELL * 2]; /* row r at r * DW_CELL * 2 */
+    _Alignas(64) uint8_t words[DW_CELL * DW_CELL * 2]; /* row r of the strip at r * DW_CELL * 2 */
     _Alignas(64) uint8_t columns[DW_CELL * DW_CELL];   /* column c at c * DW_CELL */
     int64_t row0, col0, rows, cols;                    /* the piece of the matrix */
+    int64_t top, height;                               /* the strip of it that `words` holds: first row and rows */
     const uint8_t *next;                               /* source of the next cell; NULL after the last */
     int64_t next_ld;                                   /* bytes between its rows */
 } dw_cell;
@@ -42,25 +43,28 @@ DW_INLINE int64_t dw_cell_count(const dw_tile *tile) {
     return (tile->row1 - tile->row0 + DW_CELL - 1) / DW_CELL * ((tile->col1 - tile->col0 + DW_CELL - 1) / DW_CELL);
 }
 
-/* Asks for the part of the next cell that has the place of elements [c, c + 32) of row r in this one. */
+/* Asks for the part of the next cell that has the place of elements [c, c + 32) of row r of the strip in this one. */
 DW_INLINE void dw_cell_prefetch(const dw_cell *cell, int64_t r, int64_t c, int64_t size) {
     if (!cell->next) return;
-    const char *at = (const char *)cell->next + r * cell->next_ld + c * size;
+    const char *at = (const char *)cell->next + (cell->top + r) * cell->next_ld + c * size;
     _mm_prefetch(at, _MM_HINT_T0);
     if (size == 4) _mm_prefetch(at + 64, _MM_HINT_T0);
 }
 
-/* Reads the cell: words, padded with zeros to whole rows and a multiple of 32 rows. */
-DW_INLINE void dw_cell_read(dw_cell *cell, const dw_quantize_job *job, dw_dtype dtype) {
-    int64_t size = dtype == DW_F32 ? 4 : 2, rows = cell->rows;
-    const uint8_t *source = (const uint8_t *)job->source + (cell->row0 * job->source_ld + cell->col0) * size;
+/* Reads the strip of at most `height` rows from `top`: words, padded with zeros to whole rows and a multiple of 32
+ * rows. */
+DW_INLINE void dw_cell_read(dw_cell *cell, const dw_quantize_job *job, dw_dtype dtype, int64_t top, int64_t height) {
+    int64_t size = dtype == DW_F32 ? 4 : 2, rows = dw_least(height, cell->rows - top), step = job->source_ld * size;
+    const uint8_t *source = (const uint8_t *)job->source + (cell->row0 + top) * step + cell->col0 * size;
+    cell->top = top;
+    cell->height = rows;
     if (cell->cols == DW_CELL) {
         for (int64_t r = 0; r < rows; r++)
-            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * job->source_ld * size, dtype, DW_CELL);
+            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * step, dtype, DW_CELL);
     } else {
         memset(cell->words, 0, (size_t)(rows * DW_CELL * 2));
         for (int64_t r = 0; r < rows; r++)
-            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * job->source_ld * size, dtype, cell->cols);
+            dw_stage_words(cell->words + r * DW_CELL * 2, source + r * step, dtype, cell->cols);
     }
     memset(cell->words + rows * DW_CELL * 2, 0, (size_t)((dw_up32(rows) - rows) * DW_CELL * 2));
 }

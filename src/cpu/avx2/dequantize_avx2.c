@@ -109,16 +109,13 @@ DW_INLINE void dequantize(const dw_dequantize_job *job, const dw_tile *tile, dw_
         dw_scale_walk scales = dw_scale_walk_from(&job->scale, r / down, c / block);
         if (block == 32) {
             for (; c + 32 <= end; c += 32)
-                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 32, element, dtype,
-                             stream);
+                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 32, element, dtype, stream);
         } else {
             for (; c + 128 <= end; c += 128)
-                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 128, element, dtype,
-                             stream);
+                decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), 128, element, dtype, stream);
         }
         if (c < end)
-            decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), end - c, element,
-                         dtype, stream);
+            decode_block(job, data + c, target + c * size, *dw_scale_next(&scales), end - c, element, dtype, stream);
     }
     if (stream) _mm_sfence();
 }

@@ -46,10 +46,10 @@ DW_INLINE dw_encoding dw_encoding_of(dw_dtype element, dw_rounding rounding) {
     e.floor = ((e.base + e.largest) << 7) - e.carry;
     e.gain = dw_pinned(_mm256_set1_epi16(wide ? 8 : 16)); /* brings an element's seven bits to the upper byte */
     /* Powers for element exponents 1 - bias - n, n = 3, 2, 1, 0 at 5..8 (E4M3), and n = 2, 1, 0 at 6..8 (E5M2). */
-    e.powers = dw_pinned(_mm256_broadcastsi128_si256(
-        wide ? _mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 2, 4, 0, 0, 0, 0, 0, 0, 0)
-             : _mm_setr_epi8(0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0)));
-    e.limit = dw_pinned(_mm256_set1_epi16((wide ? 0x7B : 0x7E) << 8)); /* the largest element, in the upper byte */
+    e.powers =
+        dw_pinned(_mm256_broadcastsi128_si256(wide ? _mm_setr_epi8(0, 0, 0, 0, 0, 0, 1, 2, 4, 0, 0, 0, 0, 0, 0, 0)
+                                                   : _mm_setr_epi8(0, 0, 0, 0, 0, 1, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0)));
+    e.limit = dw_pinned(_mm256_set1_epi8(wide ? 0x7B : 0x7E)); /* the largest element */
     e.magnitude = dw_pinned(_mm256_set1_epi16(0x7FFF));
     e.eight = dw_pinned(_mm256_set1_epi16(8 << 7)); /* eight exponents */
     e.hidden = dw_pinned(_mm256_set1_epi16(0x80));
@@ -94,14 +94,13 @@ DW_INLINE __m256i dw_magnitudes(__m256i words, const dw_encoding *encoding) {
     return _mm256_and_si256(words, encoding->magnitude);
 }
 
-/* The elements of 16 words without their signs, 0 to 0x7F in 16-bit lanes. */
+/* The elements of 16 words, without their signs and before saturation: 0 to 0x80 in 16-bit lanes. */
 DW_INLINE __m256i dw_encode16(__m256i words, __m256i biases, const dw_encoding *encoding) {
     __m256i scaled = _mm256_subs_epu16(dw_magnitudes(words, encoding), biases); /* eight exponents too high */
     __m256i normal = _mm256_mullo_epi16(_mm256_subs_epu16(scaled, encoding->eight), encoding->gain);
     __m256i power = _mm256_shuffle_epi8(encoding->powers, _mm256_srli_epi16(scaled, 7));
     __m256i small = _mm256_maddubs_epi16(_mm256_or_si256(words, encoding->hidden), power);
-    /* The limit binds only with floor. */
-    __m256i exact = _mm256_min_epu16(_mm256_max_epu16(normal, small), encoding->limit);
+    __m256i exact = _mm256_max_epu16(normal, small);
     /* Multiplying by 128 shifts right by 8 and rounds halves up; a half above an even element (fraction and last bit
      * are 0x080) comes down again. `hidden` is 128, too. */
     __m256i rounded = _mm256_mulhrs_epi16(exact, encoding->hidden);
@@ -112,8 +111,8 @@ DW_INLINE __m256i dw_encode16(__m256i words, __m256i biases, const dw_encoding *
 /* The 32 elements of two vectors of words. Bytes come out in the order of packing: words 0-7 of a, 0-7 of b, 8-15 of a,
  * 8-15 of b. */
 DW_INLINE __m256i dw_encode32(__m256i a, __m256i b, __m256i biases_a, __m256i biases_b, const dw_encoding *encoding) {
-    __m256i magnitudes =
-        _mm256_packus_epi16(dw_encode16(a, biases_a, encoding), dw_encode16(b, biases_b, encoding));
+    __m256i magnitudes = _mm256_packus_epi16(dw_encode16(a, biases_a, encoding), dw_encode16(b, biases_b, encoding));
+    magnitudes = _mm256_min_epu8(magnitudes, encoding->limit); /* binds only with floor */
     return _mm256_or_si256(magnitudes, _mm256_and_si256(_mm256_packs_epi16(a, b), encoding->sign));
 }
 
@@ -146,7 +145,8 @@ DW_INLINE __m256i dw_fold_words(__m256i a, __m256i b) {
 /* The largest word of each of 16 vectors of magnitudes, in order. */
 DW_INLINE __m256i dw_largest16(const __m256i x[16]) {
     __m256i y[8];
-    for (int i = 0; i < 8; i++) y[i] = dw_fold_halves(x[i], x[i + 8]);
+    for (int i = 0; i < 8; i++)
+        y[i] = dw_fold_halves(x[i], x[i + 8]);
     __m256i even = dw_fold_eighths(dw_fold_quarters(y[0], y[2]), dw_fold_quarters(y[4], y[6]));
     __m256i odd = dw_fold_eighths(dw_fold_quarters(y[1], y[3]), dw_fold_quarters(y[5], y[7]));
     return dw_fold_words(even, odd);

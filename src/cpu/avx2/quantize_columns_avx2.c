@@ -5,10 +5,10 @@
  * BF16 to both, 19 cycles of 3.4 GHz at 23 GB/s. Work: about 45 operations for row blocks, 30 for columns, 5 for the
  * transposition.
  *
- * Plan: cells of 128 rows (cell_avx2.h). The row blocks of a cell are quantized from its dense words as in
- * quantize_row_avx2.c. For the columns, 32 at a time: the running maximum over a block's rows gives 32 amaxes side by
- * side, so scales are computed and applied lane by lane with no reduction; each 32 rows of elements are transposed in
- * registers. While a cell is encoded the next one is prefetched. */
+ * Plan: cells (cell_avx2.h), in strips of a block's height. The row blocks of a strip are quantized from its dense
+ * words as in quantize_row_avx2.c. For the columns, 32 at a time: the running maximum over a block's rows gives 32
+ * amaxes side by side, so scales are computed and applied lane by lane with no reduction; each 32 rows of elements are
+ * transposed in registers. While a cell is encoded the next one is prefetched. */
 #include "cpu/avx2/cell_avx2.h"
 #include "cpu/avx2/kernels_avx2.h"
 
@@ -16,27 +16,29 @@ typedef struct column_codes {
     _Alignas(32) uint8_t code[4][DW_CELL]; /* of block b of column c at [b][c]: four blocks of 32, or one of 128 */
 } column_codes;
 
-/* Quantizes columns [c, c + 32) of rows [r, r + rows), one block each. */
+/* Quantizes columns [c, c + 32) of the strip, one block each. */
 DW_INLINE void quantize_columns(dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding, int64_t size,
-                                int64_t r, int64_t rows, int64_t c, uint8_t *codes) {
+                                int64_t c, uint8_t *codes) {
     __m256i top_a = _mm256_setzero_si256(), top_b = _mm256_setzero_si256();
-    for (int64_t i = 0; i < rows; i++) {
-        const __m256i *words = dw_cell_words(cell, r + i, c);
+    int64_t rows = dw_up32(cell->height);
+    for (int64_t r = 0; r < rows; r++) {
+        const __m256i *words = dw_cell_words(cell, r, c);
         top_a = _mm256_max_epu16(top_a, dw_magnitudes(words[0], encoding));
         top_b = _mm256_max_epu16(top_b, dw_magnitudes(words[1], encoding));
     }
     __m256i codes_a = dw_codes(top_a, encoding), codes_b = dw_codes(top_b, encoding);
     _mm256_store_si256((__m256i *)codes, dw_in_order(_mm256_packus_epi16(codes_a, codes_b)));
     __m256i biases_a = dw_biases(codes_a, encoding), biases_b = dw_biases(codes_b, encoding);
+    uint8_t *columns = cell->columns + c * DW_CELL + cell->top;
 
     for (int64_t first = 0; first < rows; first += 32) {
         __m256i elements[32];
         for (int64_t i = 0; i < 32; i++) {
-            const __m256i *words = dw_cell_words(cell, r + first + i, c);
+            const __m256i *words = dw_cell_words(cell, first + i, c);
             elements[i] = dw_encode32(words[0], words[1], biases_a, biases_b, encoding);
-            dw_cell_prefetch(cell, r + first + i, c, size);
+            dw_cell_prefetch(cell, first + i, c, size);
         }
-        dw_transpose32(elements, cell->columns + c * DW_CELL + r + first);
+        dw_transpose32(elements, columns + first);
     }
 
     __m256i rare = _mm256_packs_epi16(dw_rare(top_a, encoding), dw_rare(top_b, encoding));
@@ -48,8 +50,8 @@ DW_INLINE void quantize_columns(dw_cell *cell, const dw_quantize_job *job, const
         for (; left; left &= left - 1) {
             int j = __builtin_ctz(left);
             if (amax[j] >= DW_WORD_INFINITY) codes[j] = DW_SCALE_NAN;
-            dw_encode_exactly(job, cell->row0 + r, cell->col0 + c + j, 1, 0, dw_least(rows, cell->rows - r), codes[j],
-                              cell->columns + (c + j) * DW_CELL + r);
+            dw_encode_exactly(job, cell->row0 + cell->top, cell->col0 + c + j, 1, 0, cell->height, codes[j],
+                              columns + j * DW_CELL);
         }
     }
 }
@@ -78,31 +80,32 @@ DW_INLINE void write_column_codes(const dw_cell *cell, const dw_quantize_job *jo
     }
 }
 
-/* The row blocks of the cell, sixteen at a time: four rows of blocks of 32, or 16 rows of blocks of 128. */
+/* The row blocks of the strip, sixteen at a time: four rows of blocks of 32, or 16 rows of blocks of 128. */
 DW_INLINE void quantize_row_blocks(const dw_cell *cell, const dw_quantize_job *job, const dw_encoding *encoding,
                                    int64_t block, bool stream) {
-    int64_t rows = cell->rows, cols = cell->cols, per_row = DW_CELL / block;
-    for (int64_t r = 0; r < rows; r += 16 / per_row) {
+    int64_t cols = cell->cols;
+    int per_row = (int)(DW_CELL / block), used = (int)((cols + block - 1) / block);
+    for (int64_t r = 0; r < cell->height; r += 16 / per_row) {
         dw_blocks blocks;
         const uint8_t *words = cell->words + r * DW_CELL * 2;
         dw_scale_blocks(&blocks, encoding, words, block);
-        for (int64_t i = 0; i < dw_least(16 / per_row, rows - r); i++) {
-            int64_t at = cell->row0 + r + i, c = 0;
-            int b = (int)(i * per_row);
+        for (int b = 0; b < 16 && r + b / per_row < cell->height; b += per_row) {
+            int64_t at = cell->row0 + cell->top + r + b / per_row;
             uint8_t *out = job->row_data + at * job->row_ld + cell->col0;
-            for (; c + block <= cols; c += block, b++)
-                dw_encode_block(&blocks, b, job, encoding, at, cell->col0 + c, block, words + b * block * 2, out + c,
-                                stream);
-            if (c < cols) {
-                dw_encode_block(&blocks, b, job, encoding, at, cell->col0 + c, cols - c, words + b * block * 2, out + c,
-                                false);
-                b++;
+            if (cols == DW_CELL) {
+                dw_encode_run(words + b * block * 2, blocks.bias + b, block, DW_CELL, encoding, out, stream);
+            } else {
+                _Alignas(32) uint8_t whole[DW_CELL];
+                dw_encode_run(words + b * block * 2, blocks.bias + b, block, DW_CELL, encoding, whole, false);
+                memcpy(out, whole, (size_t)cols);
             }
+            if (DW_RARELY(blocks.rare)) dw_mend_blocks(&blocks, b, b + used, job, at, cell->col0, block, cols, out);
             dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, at, cell->col0 / block);
-            if (b - i * per_row == 4 && scales.step == 1)
-                memcpy(scales.at, blocks.code + i * per_row, 4);
+            if (used == 4 && scales.step == 1)
+                memcpy(scales.at, blocks.code + b, 4);
             else
-                for (int64_t k = i * per_row; k < b; k++) *dw_scale_next(&scales) = blocks.code[k];
+                for (int k = b; k < b + used; k++)
+                    *dw_scale_next(&scales) = blocks.code[k];
         }
     }
 }
@@ -118,13 +121,13 @@ DW_INLINE void quantize_cells(const dw_quantize_job *job, const dw_tile *tile, b
     int64_t cells = dw_cell_count(tile);
     for (int64_t i = 0; i < cells; i++) {
         dw_cell_place(&cell, job, tile, size, i);
-        dw_cell_read(&cell, job, dtype);
-        if (both) quantize_row_blocks(&cell, job, &encoding, block, stream_rows);
-        int64_t padded = dw_up32(cell.rows), blocks = (padded + block - 1) / block;
-        for (int64_t c = 0; c < cell.cols; c += 32)
-            for (int64_t b = 0; b < blocks; b++)
-                quantize_columns(&cell, job, &encoding, size, b * block, dw_least(block, padded - b * block), c,
-                                 codes.code[b] + c);
+        int64_t blocks = 0;
+        for (int64_t top = 0; top < cell.rows; top += block, blocks++) {
+            dw_cell_read(&cell, job, dtype, top, block);
+            if (both) quantize_row_blocks(&cell, job, &encoding, block, stream_rows);
+            for (int64_t c = 0; c < cell.cols; c += 32)
+                quantize_columns(&cell, job, &encoding, size, c, codes.code[blocks] + c);
+        }
         write_column_codes(&cell, job, &codes, block, blocks);
         dw_cell_write_columns(&cell, job, stream_columns);
     }

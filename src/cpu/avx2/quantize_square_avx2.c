@@ -13,7 +13,8 @@ DW_INLINE int cell_amax(const dw_cell *cell, const dw_encoding *encoding) {
     for (int64_t r = 0; r < cell->rows; r++)
         for (int64_t c = 0; c < cell->cols; c += 32) {
             const __m256i *words = dw_cell_words(cell, r, c);
-            top = _mm256_max_epu16(top, _mm256_max_epu16(dw_magnitudes(words[0], encoding), dw_magnitudes(words[1], encoding)));
+            top = _mm256_max_epu16(
+                top, _mm256_max_epu16(dw_magnitudes(words[0], encoding), dw_magnitudes(words[1], encoding)));
         }
     return dw_largest(top);
 }
@@ -71,7 +72,7 @@ DW_INLINE void quantize_square(const dw_quantize_job *job, const dw_tile *tile, 
     int64_t cells = dw_cell_count(tile);
     for (int64_t i = 0; i < cells; i++) {
         dw_cell_place(&cell, job, tile, size, i);
-        dw_cell_read(&cell, job, dtype);
+        dw_cell_read(&cell, job, dtype, 0, DW_CELL);
         int amax = cell_amax(&cell, &encoding), code = dw_code(amax, &encoding);
         if (DW_RARELY(dw_is_rare(amax, &encoding))) {
             if (amax >= DW_WORD_INFINITY) code = DW_SCALE_NAN;

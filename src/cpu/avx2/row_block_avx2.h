@@ -37,26 +37,27 @@ DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, c
     if (DW_RARELY(blocks->rare)) _mm256_store_si256((__m256i *)blocks->amax, amax);
 }
 
-/* Encodes block b of the sixteen, `count` elements at (r, c) of the source, to `out`. `words` are the block's words, with
- * zeros up to a multiple of 32. */
-DW_INLINE void dw_encode_block(dw_blocks *blocks, int b, const dw_quantize_job *job, const dw_encoding *encoding,
-                               int64_t r, int64_t c, int64_t count, const uint8_t *words, uint8_t *out, bool stream) {
-    __m256i bias = _mm256_set1_epi16((short)blocks->bias[b]);
+/* Encodes `count` words, a multiple of 32, in blocks of `block` with biases bias[0], bias[1], ... */
+DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t block, int64_t count,
+                             const dw_encoding *encoding, uint8_t *out, bool stream) {
+#pragma GCC unroll 4
     for (int64_t i = 0; i < count; i += 32) {
+        __m256i biases = _mm256_set1_epi16((short)bias[i / block]);
         __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
         __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
-        __m256i elements = dw_in_order(dw_encode32(low, high, bias, bias, encoding));
-        if (i + 32 <= count) {
-            dw_store32(out + i, elements, stream);
-        } else {
-            uint8_t rest[32];
-            _mm256_storeu_si256((__m256i *)rest, elements);
-            memcpy(out + i, rest, (size_t)(count - i));
-        }
+        dw_store32(out + i, dw_in_order(dw_encode32(low, high, biases, biases, encoding)), stream);
     }
-    if (DW_RARELY(blocks->rare >> (2 * b) & 1)) {
+}
+
+/* Encodes those of blocks [first, last) that are rare anew; block `first` begins at (r, c) of the source and at `out`,
+ * and `count` elements are left in the row. */
+DW_INLINE void dw_mend_blocks(dw_blocks *blocks, int first, int last, const dw_quantize_job *job, int64_t r, int64_t c,
+                              int64_t block, int64_t count, uint8_t *out) {
+    for (int b = first; b < last; b++) {
+        if (!(blocks->rare >> (2 * b) & 1)) continue;
+        int64_t at = (b - first) * block;
         if (blocks->amax[b] >= DW_WORD_INFINITY) blocks->code[b] = DW_SCALE_NAN;
-        dw_encode_exactly(job, r, c, 0, 1, count, blocks->code[b], out);
+        dw_encode_exactly(job, r, c + at, 0, 1, dw_least(block, count - at), blocks->code[b], out + at);
     }
 }
 

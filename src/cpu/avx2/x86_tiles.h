@@ -15,8 +15,8 @@ DW_INLINE int64_t dw_least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Walks along the scales of one line of the grid, whatever the layout: code k + 1 is `step` after code k, but `leap` after
- * it where k % 4 is 3. */
+/* Walks along the scales of one line of the grid, whatever the layout: code k + 1 is `step` after code k, but `leap`
+ * after it where k % 4 is 3. */
 typedef struct dw_scale_walk {
     uint8_t *at;
     int64_t k, step, leap;
