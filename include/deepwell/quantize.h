@@ -23,7 +23,10 @@ typedef struct dw_quantize_spec {
 } dw_quantize_spec;
 
 /* A quantized matrix: elements [rows, cols] of spec.element, inner stride 1; scales DW_E8M0, dense, shaped by
- * dw_scale_shape for these rows and cols. Both are views; the caller owns the memory. */
+ * dw_scale_shape for these rows and cols. Both are views; the caller owns the memory.
+ * On a GPU, with block 1x128 or 128x128, a quantization writes FP32 scales 2^(code - 127) in the place of codes when scale
+ * is DW_F32 [R, C], R x C the grid of blocks, with the strides that dw_gemm reads: (1, R) for 1x128, (C rounded up to 4, 1)
+ * for 128x128, whose padding columns are written as zero. spec.layout is then ignored. */
 typedef struct dw_quantized {
     dw_tensor data;
     dw_tensor scale;

@@ -37,6 +37,8 @@ typedef struct dw_quantize_job {
     uint8_t *col_data;      /* [cols, rows] or NULL */
     int64_t col_ld;
     dw_scale_map col_scale; /* grid of the [cols, rows] matrix: block (c, r / B) */
+    /* GPU rows only: FP32 scales in the place of codes, laid out as dw_gemm reads them; else NULL. */
+    float *row_factors, *col_factors;
 } dw_quantize_job;
 
 /* A tile: rows [row0, row1), cols [col0, col1). row0 and col0 are multiples of 128; row1 and col1 are too, or the

@@ -1,6 +1,7 @@
 #include "registry/table.h"
 
 #include "core/status.h"
+#include "cuda/host/quantize_launch.h"
 
 /* The sets that rows name. */
 #define BIT(value) (1u << (value))
@@ -11,6 +12,7 @@
 #define STRIDED (BIT(DW_SCALE_ROW) | BIT(DW_SCALE_MN_MAJOR))
 #define LAYOUTS (STRIDED | BIT(DW_SCALE_TCGEN05))
 
+#define CUDA_QUANTIZE(name, target, orientation, block, sources, elements, roundings, layouts, priority, entry)
 #define CPU_QUANTIZE(name, isa, orientation, block, sources, elements, roundings, layouts, priority, entry)            \
     void entry(const dw_quantize_job *job, const dw_tile *tile);
 #define CPU_DEQUANTIZE(name, isa, blocks, targets, elements, layouts, priority, entry)                                 \
@@ -18,6 +20,7 @@
 #include "registry/kernels.inc"
 #undef CPU_QUANTIZE
 #undef CPU_DEQUANTIZE
+#undef CUDA_QUANTIZE
 
 #define TARGET_REF "ref"
 #define TARGET_AVX2 "avx2"
@@ -35,6 +38,11 @@
      .device_type = DW_DEVICE_CPU,                                                                                     \
      .isa = DW_ISA_##isa_,                                                                                             \
      .entry.cpu_dequantize = entry_},
+#define CUDA_QUANTIZE(name, target_, orientation, block, sources, elements, roundings, layouts, priority, entry_)      \
+    {.info = {#name, target_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements, BIT(DW_BLOCK_##block),  \
+              roundings, layouts, priority, false, ""},                                                                \
+     .device_type = DW_DEVICE_CUDA,                                                                                    \
+     .entry.launch_quantize = entry_},
 const dw_kernel_row dw_kernel_table[] = {
 #include "registry/kernels.inc"
 };
@@ -65,7 +73,7 @@ const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row) {
         "needs AVX2, FMA, F16C and BMI2 in the processor and the operating system",
         "needs AVX-512 F, BW, DQ, VL and VBMI in the processor and the operating system",
     };
-    if (row->device_type != DW_DEVICE_CPU) return "needs a GPU";
+    if (row->device_type != DW_DEVICE_CPU) return dw_cuda_target_reason(row->info.target);
     if (row->isa > context->hardware) return lacks[row->isa];
     if (row->isa > context->isa)
         return "the context is limited to a narrower instruction set (options.isa, DEEPWELL_ISA)";
