@@ -5,7 +5,8 @@ deepwell::mx_linear_backward   data gradient and weight gradient
 
 The schemas carry no device: implementations for other devices register under the same names. FP8 bytes and E8M0 codes
 travel as uint8, which every part of PyTorch can store, copy and trace. The recipe (deepwell.plan.Recipe as text) names
-element, rounding and blocks; it is text so that it is a constant of a compiled graph.
+element, rounding and blocks; it is text so that it is a constant of a compiled graph. A process that runs an exported
+program imports this module first.
 
 On the CPU the FP8 operands are decoded to FP32, which holds them exactly, multiplied by PyTorch's own FP32 matrix
 product, and the result is rounded once to the output's dtype.
@@ -49,6 +50,11 @@ def mx_linear(
         # requires_grad speaks of the innermost transform only, so an outer one may still want the weight gradient.
         from .transforms import linear
 
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(
+                "torch.func transforms of a layer converted by deepwell are not available inside torch.compile; leave "
+                "the transform out of the compiled function"
+            )
         return linear(x, weight, bias, recipe, out_dtype, True)[0]
     return torch.ops.deepwell.mx_linear(x, weight, bias, recipe, out_dtype, save_x)[0]
 

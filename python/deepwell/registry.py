@@ -209,7 +209,12 @@ def _check_precision(precision: str) -> None:
 
 
 def _resolve_type(module_type: str | type) -> tuple[str, type]:
-    from torch import nn
+    try:
+        from torch import nn
+    except ModuleNotFoundError:
+        raise UnsupportedError(
+            "deepwell.register_kernel needs PyTorch, which is not installed; run `pip install torch`"
+        ) from None
 
     resolved: Any = module_type
     if isinstance(module_type, str):

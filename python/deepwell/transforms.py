@@ -2,7 +2,9 @@
 
 Autograd formulas registered with torch.library do not work inside torch.func transforms; an autograd.Function with
 setup_context does. Each level of transforms runs one of these and calls the next level, the last the operator itself.
-vmap runs each example on its own, which is what blocks along tokens mean."""
+vmap runs each example on its own, which is what blocks along tokens mean.
+
+torch.compile cannot trace any of this; it is told so, and runs it as it stands."""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from . import ops
 from .errors import UnsupportedError
 
 
+@torch.compiler.disable
 def linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """deepwell::mx_linear at the present level of transforms."""
     if ops.transforms_active():
@@ -62,6 +65,7 @@ class _Linear(torch.autograd.Function):
         ops.save_for_backward(ctx, inputs, output)
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple:
         return ops.gradients(ctx, dy, linear_backward)
 

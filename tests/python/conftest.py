@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 
+# Tensors here are tiny; on a busy machine PyTorch's threads would spend their time waiting for each other. Read when
+# PyTorch is first imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -265,7 +265,7 @@ def test_second_derivatives_and_forward_mode_say_that_they_are_not_there() -> No
         jvp(layer, (x.detach(),), (x.detach(),))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x.detach(), x.detach())
-        with pytest.raises(RuntimeError, match="jvp|forward"):
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
             layer(dual)
 
 
