@@ -67,8 +67,9 @@ bench-gpu: ## measure this machine's GPU and write bench/results/<gpu> (PYTHON=.
 plots: setup ## draw the plots and the tables in README.md and docs from bench/results
 	$(BIN)/python -m bench.plots
 
-docs: build ## write docs/kernels.md from the kernel table
+docs: build ## write docs/kernels.md from the kernel table, docs/command.md from the command
 	$(BIN)/python tools/kernel_docs.py
+	$(BIN)/python tools/command_docs.py
 
 lint: setup ## check format, style, headers and freshness of generated text
 	bash tools/lint.sh

@@ -1,5 +1,5 @@
-/* Quantizes a matrix to MXFP8 (E4M3 elements, one power-of-two scale for every 32) and back with an installed libdeepwell,
- * and prints what that cost, which kernel did it, and which kernels there are.
+/* Quantizes a matrix to MXFP8 (E4M3 elements, one power-of-two scale for every 32) and back with an installed
+ * libdeepwell, and prints what that cost, which kernel did it, and which kernels there are.
  *
  *   cc quantize_matrix.c $(pkg-config --cflags --libs deepwell) -lm -o quantize_matrix && ./quantize_matrix [ROWS COLS]
  */
