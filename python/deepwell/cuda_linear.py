@@ -14,6 +14,7 @@ quantize it once, and a norm or activation that quantized its own output is used
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -36,8 +37,16 @@ ROW_MULTIPLE = 16  # tokens are a reduction in the weight gradient, which FP8 ne
 
 _QUANTIZED = "_deepwell_quantized"
 
-# FP8 bytes [rows, cols] and their FP32 scales.
-Form = tuple[Tensor, Tensor]
+
+class Form:
+    """One orientation of a quantized matrix: FP8 bytes [rows, cols] and behind them the FP32 scales, in one buffer."""
+
+    __slots__ = ("address", "buffer", "cols", "rows", "scale_address")
+
+    def __init__(self, buffer: Tensor, rows: int, cols: int) -> None:
+        self.buffer, self.rows, self.cols = buffer, rows, cols
+        self.address = buffer.data_ptr()
+        self.scale_address = self.address + scale_offset(rows, cols)
 
 
 class Quantized:
@@ -56,28 +65,29 @@ def stream_of(device: torch.device) -> int:
     return torch._C._cuda_getCurrentRawStream(device.index)
 
 
-def _empty_scale(like: Tensor, rows: int, cols: int, block: int) -> Tensor:
-    """Memory for the scales of a [rows, cols] matrix in the layout dw_gemm reads."""
+def scale_offset(rows: int, cols: int) -> int:
+    """Where in a form's buffer the scales begin, in bytes."""
+    return (rows * cols + 255) // 256 * 256
+
+
+@functools.lru_cache(maxsize=4096)
+def form_bytes(rows: int, cols: int, block: int) -> int:
+    """Size of a form's buffer; the scales lie as dw_gemm reads them."""
     across = (cols + 127) // 128
-    shape = (across, rows) if block == BLOCK_1X128 else ((rows + 127) // 128, (across + 3) // 4 * 4)
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+    scales = rows * across if block == BLOCK_1X128 else (rows + 127) // 128 * ((across + 3) // 4 * 4)
+    return scale_offset(rows, cols) + 4 * scales
 
 
-def _new_form(like: Tensor, rows: int, cols: int, block: int) -> tuple[Form, tuple[int, int]]:
-    """Memory for one orientation, and its addresses."""
-    data = torch.empty((rows, cols), dtype=torch.uint8, device=like.device)
-    scale = _empty_scale(like, rows, cols, block)
-    return (data, scale), (data.data_ptr(), scale.data_ptr())
-
-
-def quantize_into(target: Quantized, matrix: Tensor, block: int, row: bool, transposed: bool) -> None:
-    """Quantizes `matrix` [rows, cols], inner stride 1, into the orientations asked for, in one pass."""
-    rows, cols = matrix.shape
-    row_addresses = transposed_addresses = (0, 0)
+def quantize_into(target: Quantized, matrix: Tensor, rows: int, cols: int, block: int, row: bool, both: bool) -> None:
+    """Quantizes `matrix`, dense in memory as [rows, cols], into the orientations asked for, in one pass."""
+    device = matrix.device
+    row_form = transposed_form = None
     if row:
-        target.row, row_addresses = _new_form(matrix, rows, cols, block)
-    if transposed:
-        target.transposed, transposed_addresses = _new_form(matrix, cols, rows, block)
+        row_form = Form(torch.empty(form_bytes(rows, cols, block), dtype=torch.uint8, device=device), rows, cols)
+        target.row = row_form
+    if both:
+        buffer = torch.empty(form_bytes(cols, rows, block), dtype=torch.uint8, device=device)
+        target.transposed = transposed_form = Form(buffer, cols, rows)
     if rows == 0 or cols == 0:
         return
     _core.cuda_quantize(
@@ -85,29 +95,38 @@ def quantize_into(target: Quantized, matrix: Tensor, block: int, row: bool, tran
         DTYPE[matrix.dtype],
         rows,
         cols,
-        matrix.stride(0),
-        matrix.device.index,
+        cols,
+        device.index,
         E4M3,
         block,
         RCEIL,
-        row_addresses[0],
+        row_form.address if row_form else 0,
         cols,
-        row_addresses[1],
-        transposed_addresses[0],
+        row_form.scale_address if row_form else 0,
+        transposed_form.address if transposed_form else 0,
         rows,
-        transposed_addresses[1],
-        stream_of(matrix.device),
+        transposed_form.scale_address if transposed_form else 0,
+        stream_of(device),
     )
 
 
-def as_matrix(x: Tensor) -> Tensor:
-    """`x` [..., cols] as [rows, cols] with inner stride 1 and rows a multiple of ROW_MULTIPLE, zeros added below where
-    they are missing. A view where possible."""
-    matrix = x.detach().reshape(-1, x.shape[-1])
-    if matrix.stride(1) != 1 or matrix.stride(0) < matrix.shape[1] or matrix.data_ptr() % 16:
-        matrix = matrix.contiguous()
-    missing = -matrix.shape[0] % ROW_MULTIPLE
-    return F.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+def padded_rows(x: Tensor) -> tuple[int, int]:
+    """Rows of `x` [..., cols] as a matrix, and the multiple of ROW_MULTIPLE they are filled up to."""
+    cols = x.shape[-1]
+    rows = x.numel() // cols
+    return rows, (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+
+
+def as_dense(x: Tensor) -> tuple[Tensor, int]:
+    """A tensor that is dense in memory as [rows, cols], rows a multiple of ROW_MULTIPLE with zeros added where rows are
+    missing, and that number of rows. `x` itself where possible."""
+    rows, padded = padded_rows(x)
+    if rows == padded and x.is_contiguous() and x.data_ptr() % 16 == 0:
+        return x, rows
+    matrix = x.detach().reshape(rows, x.shape[-1])
+    if rows != padded:
+        return F.pad(matrix, (0, 0, 0, padded - rows)), padded
+    return matrix.clone(memory_format=torch.contiguous_format), rows
 
 
 def quantized_activation(x: Tensor, row: bool, transposed: bool) -> Quantized:
@@ -121,7 +140,8 @@ def quantized_activation(x: Tensor, row: bool, transposed: bool) -> Quantized:
     row = row and known.row is None
     transposed = transposed and known.transposed is None
     if row or transposed:
-        quantize_into(known, as_matrix(x), BLOCK_1X128, row, transposed)
+        dense, rows = as_dense(x)
+        quantize_into(known, dense, rows, x.shape[-1], BLOCK_1X128, row, transposed)
     return known
 
 
@@ -163,7 +183,7 @@ def quantized_weight(weight: Tensor, row: bool, transposed: bool) -> Quantized:
     """The FP8 copies of a weight [N, K], made anew when it has changed."""
     if not isinstance(weight, torch.nn.Parameter) or weight.is_inference():
         fresh = Quantized()
-        quantize_into(fresh, _weight_matrix(weight), BLOCK_128X128, row, transposed)
+        quantize_into(fresh, _dense_weight(weight), *weight.shape, BLOCK_128X128, row, transposed)
         return fresh
     _watch_optimizers()
     key = id(weight)
@@ -184,13 +204,14 @@ def quantized_weight(weight: Tensor, row: bool, transposed: bool) -> Quantized:
     row = row and known.row is None
     transposed = transposed and known.transposed is None
     if row or transposed:
-        quantize_into(known, _weight_matrix(weight), BLOCK_128X128, row, transposed)
+        quantize_into(known, _dense_weight(weight), *weight.shape, BLOCK_128X128, row, transposed)
     return known
 
 
-def _weight_matrix(weight: Tensor) -> Tensor:
-    matrix = weight.detach()
-    return matrix if matrix.stride(1) == 1 and matrix.data_ptr() % 16 == 0 else matrix.contiguous()
+def _dense_weight(weight: Tensor) -> Tensor:
+    if weight.is_contiguous() and weight.data_ptr() % 16 == 0:
+        return weight
+    return weight.detach().clone(memory_format=torch.contiguous_format)
 
 
 def forget_weights() -> None:
@@ -201,68 +222,76 @@ def forget_weights() -> None:
 # ---- products ----------------------------------------------------------------------------------------------------
 
 
+_workspaces: dict[tuple[int, int], Tensor] = {}
+
+
+def _workspace(device: torch.device, stream: int) -> Tensor:
+    """This stream's workspace: calls on one stream follow each other, so one serves them all. A CUDA graph gets memory
+    of its own for each call, since it may be replayed beside other work."""
+    if torch._C._cuda_isCurrentStreamCapturing():
+        return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    known = _workspaces.get((device.index, stream))
+    if known is None:
+        known = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        _workspaces[(device.index, stream)] = known
+    return known
+
+
 def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = None) -> None:
-    """out [M, N] = a [M, K] · b [N, K]^T (+ bias); a in blocks of 1x128."""
-    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=out.device)
-    m, k = a[0].shape
+    """out = a [M, K] · b [N, K]^T (+ bias), dense as [M, N]; a in blocks of 1x128."""
+    device = out.device
+    stream = stream_of(device)
+    workspace = _workspace(device, stream)
     _core.cuda_gemm(
-        a[0].data_ptr(),
+        a.address,
         E4M3,
-        k,
+        a.cols,
         SCALING_1X128,
-        a[1].data_ptr(),
-        b[0].data_ptr(),
+        a.scale_address,
+        b.address,
         E4M3,
-        k,
+        b.cols,
         b_scaling,
-        b[1].data_ptr(),
+        b.scale_address,
         out.data_ptr(),
         DTYPE[out.dtype],
-        out.stride(0),
-        m,
-        b[0].shape[0],
-        k,
+        b.rows,
+        a.rows,
+        b.rows,
+        a.cols,
         0 if bias is None else bias.data_ptr(),
         0 if bias is None else DTYPE[bias.dtype],
         0,
         workspace.data_ptr(),
         WORKSPACE_BYTES,
-        out.device.index,
-        stream_of(out.device),
+        device.index,
+        stream,
     )
 
 
-def product(xq: Quantized, wq: Quantized, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    """y [rows, N] = x · w^T + bias."""
-    x, w = _made(xq.row), _made(wq.row)
-    y = torch.empty((x[0].shape[0], w[0].shape[0]), dtype=out_dtype, device=x[0].device)
-    if y.numel() == 0:
+def product(xq: Form, wq: Form, bias: Tensor | None, like: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """y [..., N] = x · w^T + bias, for x of `like`'s shape [..., K]."""
+    shape = (*like.shape[:-1], wq.rows)
+    rows = like.numel() // like.shape[-1]
+    whole = rows == xq.rows
+    y = torch.empty(shape if whole else (xq.rows, wq.rows), dtype=out_dtype, device=like.device)
+    if rows == 0:
         return y
     # The multiplication adds a BF16 bias (an F16 one to an F16 result) itself; others are added at their own precision.
     inside = bias is not None and bias.dtype == (torch.float16 if out_dtype == torch.float16 else torch.bfloat16)
-    gemm(x, w, SCALING_128X128, y, bias.detach() if inside else None)
+    gemm(xq, wq, SCALING_128X128, y, bias if inside else None)
     if bias is not None and not inside:
         y += bias.detach()
-    return y
+    return y if whole else y[:rows].view(shape)
 
 
-def data_gradient(dyq: Quantized, wq: Quantized, dtype: torch.dtype) -> Tensor:
-    """dx [rows, K] = dy · w."""
-    dy, w = _made(dyq.row), _made(wq.transposed)
-    dx = torch.empty((dy[0].shape[0], w[0].shape[0]), dtype=dtype, device=dy[0].device)
-    if dx.numel():
-        gemm(dy, w, SCALING_128X128, dx)
-    return dx
-
-
-def weight_gradient(dyq: Quantized, x: Form, dtype: torch.dtype) -> Tensor:
-    """dw [N, K] = dy^T · x, x transposed [K, M]. No tokens: zeros."""
-    dy = _made(dyq.transposed)
-    shape = (dy[0].shape[0], x[0].shape[0])
-    if x[0].shape[1] == 0:
-        return torch.zeros(shape, dtype=dtype, device=x[0].device)
-    dw = torch.empty(shape, dtype=dtype, device=x[0].device)
-    gemm(dy, x, SCALING_1X128, dw)
+def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype) -> Tensor:
+    """dw [N, K] = dy^T · x, from dy transposed [N, M] and x transposed [K, M]. No tokens: zeros."""
+    shape = (dyq.rows, xq.rows)
+    if xq.cols == 0:
+        return torch.zeros(shape, dtype=dtype, device=xq.buffer.device)
+    dw = torch.empty(shape, dtype=dtype, device=xq.buffer.device)
+    gemm(dyq, xq, SCALING_1X128, dw)
     return dw
 
 
@@ -293,12 +322,12 @@ class Linear(torch.autograd.Function):
         save_x: bool,
     ) -> Tensor:
         if save_x:
-            ctx.save_for_backward(*_made(xq.transposed))
-        ctx.wq, ctx.shape, ctx.saved_x = wq, x.shape, save_x
+            form = _made(xq.transposed)
+            ctx.save_for_backward(form.buffer)
+            ctx.rows = form.cols
+        ctx.wq, ctx.like, ctx.saved_x = wq, x.shape, save_x
         ctx.x_dtype, ctx.weight_dtype, ctx.bias_dtype = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        rows = x.numel() // x.shape[-1]
-        y = product(xq, wq, bias, out_dtype)
-        return y[:rows].view(*x.shape[:-1], weight.shape[0])
+        return product(_made(xq.row), _made(wq.row), bias, x, out_dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -313,10 +342,10 @@ class Linear(torch.autograd.Function):
         if need_dx or need_dw:
             dyq = quantized_activation(dy, need_dx, need_dw)
             if need_dx:
-                rows = dy.numel() // dy.shape[-1]
-                dx = data_gradient(dyq, ctx.wq, ctx.x_dtype)[:rows].view(ctx.shape)
+                dx = product(_made(dyq.row), _made(ctx.wq.transposed), None, dy, ctx.x_dtype)
             if need_dw:
-                dw = weight_gradient(dyq, ctx.saved_tensors, ctx.weight_dtype)
+                xq = Form(ctx.saved_tensors[0], ctx.like[-1], ctx.rows)
+                dw = weight_gradient(_made(dyq.transposed), xq, ctx.weight_dtype)
         if need_db:
             db = bias_gradient(dy, ctx.bias_dtype)
         return dx, dw, db, None, None, None, None
@@ -338,16 +367,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtyp
 def linear_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, recipe: str, out_dtype: torch.dtype, save_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator's forward. Nothing is kept on x: a compiled graph may write other values to the same tensor."""
-    matrix = as_matrix(x)
+    """The operator's forward; the transposed form of x comes back as one buffer and an empty tensor. Nothing is kept on
+    x: a compiled graph may write other values to the same tensor."""
+    dense, rows = as_dense(x)
     xq = Quantized()
-    quantize_into(xq, matrix, BLOCK_1X128, True, save_x)
-    y = product(xq, quantized_weight(weight, True, save_x), bias, out_dtype)
-    rows = x.numel() // x.shape[-1]
-    y = y[:rows].view(*x.shape[:-1], weight.shape[0])
-    if not save_x:
-        return y, x.new_empty((0,), dtype=torch.uint8), x.new_empty((0,), dtype=torch.float32)
-    return y, *_made(xq.transposed)
+    quantize_into(xq, dense, rows, x.shape[-1], BLOCK_1X128, True, save_x)
+    y = product(_made(xq.row), _made(quantized_weight(weight, True, save_x).row), bias, x, out_dtype)
+    nothing = x.new_empty((0,), dtype=torch.uint8)
+    return y, _made(xq.transposed).buffer if save_x else nothing, x.new_empty((0,), dtype=torch.uint8)
 
 
 def linear_backward_op(
@@ -360,20 +387,21 @@ def linear_backward_op(
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[Tensor, Tensor]:
-    matrix = as_matrix(dy)
+    """The operator's backward."""
+    dense, rows = as_dense(dy)
     dyq = Quantized()
-    quantize_into(dyq, matrix, BLOCK_1X128, need_dx, need_dw)
-    rows = dy.numel() // dy.shape[-1]
+    quantize_into(dyq, dense, rows, dy.shape[-1], BLOCK_1X128, need_dx, need_dw)
+    dx = dw = None
     if need_dx:
-        dx = data_gradient(dyq, quantized_weight(weight, False, True), x_dtype)[:rows]
-        dx = dx.view(*dy.shape[:-1], weight.shape[1])
-    else:
-        dx = dy.new_empty((0,), dtype=x_dtype)
-    dw = weight_gradient(dyq, (x_t, x_t_scale), weight.dtype) if need_dw else dy.new_empty((0,), dtype=weight.dtype)
-    return dx, dw
+        dx = product(_made(dyq.row), _made(quantized_weight(weight, False, True).transposed), None, dy, x_dtype)
+    if need_dw:
+        dw = weight_gradient(_made(dyq.transposed), Form(x_t, weight.shape[1], rows), weight.dtype)
+    return (
+        dx if dx is not None else dy.new_empty((0,), dtype=x_dtype),
+        dw if dw is not None else dy.new_empty((0,), dtype=weight.dtype),
+    )
 
 
-def saved_shapes(tokens: Any, features: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Shapes of the transposed FP8 of an activation and of its scales, for tracing."""
-    padded = (tokens + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-    return (features, padded), ((padded + 127) // 128, features)
+def saved_bytes(x: Tensor) -> int:
+    """Size of the buffer that linear_op saves, for tracing."""
+    return form_bytes.__wrapped__(x.shape[-1], padded_rows(x)[1], BLOCK_1X128)
