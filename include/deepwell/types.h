@@ -73,15 +73,7 @@ DW_API const char *dw_scale_layout_name(dw_scale_layout layout);
 
 /* A dense row-major two-dimensional CPU view. */
 static inline dw_tensor dw_matrix(void *data, dw_dtype dtype, int64_t rows, int64_t cols) {
-    dw_tensor t = {0};
-    t.data = data;
-    t.dtype = dtype;
-    t.device_type = DW_DEVICE_CPU;
-    t.rank = 2;
-    t.shape[0] = rows;
-    t.shape[1] = cols;
-    t.strides[0] = cols;
-    t.strides[1] = 1;
+    dw_tensor t = {data, dtype, DW_DEVICE_CPU, 0, 2, {rows, cols}, {cols, 1}};
     return t;
 }
 
