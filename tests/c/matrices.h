@@ -39,11 +39,14 @@ static inline void assert_stated(const dw_quantize_spec *spec, const dw_quantize
     dw_quantized wanted = make_quantized(spec, rows, cols);
     state_quantized(spec, source, dtype, down, across, rows, cols, wanted.data.data, wanted.scale.data);
     const uint8_t *a = got->data.data, *b = wanted.data.data;
-    for (int64_t i = 0; i < rows * cols; i++)
-        if (a[i] != b[i])
-            fail_msg("%s %s %s from %s: element (%lld, %lld) is 0x%02X, expected 0x%02X", dw_dtype_name(spec->element),
-                     dw_block_name(spec->block), dw_rounding_name(spec->rounding), dw_dtype_name(dtype),
-                     (long long)(i / cols), (long long)(i % cols), a[i], b[i]);
+    if (memcmp(a, b, (size_t)(rows * cols)) != 0) {
+        int64_t i = 0;
+        while (a[i] == b[i])
+            i++;
+        fail_msg("%s %s %s from %s: element (%lld, %lld) is 0x%02X, expected 0x%02X", dw_dtype_name(spec->element),
+                 dw_block_name(spec->block), dw_rounding_name(spec->rounding), dw_dtype_name(dtype),
+                 (long long)(i / cols), (long long)(i % cols), a[i], b[i]);
+    }
     assert_memory_equal(got->scale.data, wanted.scale.data, scale_bytes_of(got));
     free_quantized(&wanted);
 }

@@ -102,14 +102,13 @@ static inline void state_quantized(const dw_quantize_spec *spec, const void *sou
     int64_t high = spec->block == DW_BLOCK_128X128 ? 128 : 1, wide = spec->block == DW_BLOCK_1X32 ? 32 : 128;
     for (int64_t r0 = 0; r0 < rows; r0 += high)
         for (int64_t c0 = 0; c0 < cols; c0 += wide) {
-            double amax = 0;
-            int fault = 0;
+            double amax = 0; /* infinite when the block holds a NaN or an infinity */
             for (int64_t r = r0; r < r0 + high && r < rows; r++)
                 for (int64_t c = c0; c < c0 + wide && c < cols; c++) {
                     double x = number_at(source, dtype, r * down + c * across);
-                    if (!isfinite(x)) fault = 1;
-                    amax = fmax(amax, fabs(x));
+                    amax = isfinite(x) ? fmax(amax, fabs(x)) : (double)INFINITY;
                 }
+            bool fault = isinf(amax);
             int exponent = fault ? 128 : scale_exponent(&format, spec->rounding, amax);
             *codes++ = (uint8_t)(exponent + 127);
             for (int64_t r = r0; r < r0 + high && r < rows; r++)
