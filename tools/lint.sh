@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Format, style and the rules that no compiler checks. Reports everything that is wrong, then fails. Under a minute.
-set -uo pipefail
+set -u
 cd "$(dirname "$0")/.."
 bin=.venv/bin
 failed=0
@@ -15,6 +15,12 @@ step() { # what command...: silent when it succeeds
         failed=1
     fi
 }
+none() { # shows its input; fails when there is any
+    local found
+    found=$(cat)
+    echo "$found"
+    [ -z "$found" ]
+}
 tracked() { # pathspec...: files of the repository and those not yet added
     git ls-files --cached --others --exclude-standard -- "$@" | while read -r file; do [ -f "$file" ] && echo "$file"; done
 }
@@ -22,7 +28,7 @@ mapfile -t c_files < <(tracked '*.c' '*.h' '*.cu' '*.cuh')
 mapfile -t text_files < <(tracked | grep -vE '^bench/results/|^tests/(fuzz/corpus|vectors)/')
 python_folders=(python tests bench tools)
 
-step "C and CUDA are not formatted; run: make format" "$bin/clang-format" --dry-run -Werror "${c_files[@]}"
+step "C and CUDA are not formatted; run: make format" "$bin/clang-format" --dry-run -Werror --ferror-limit=1 "${c_files[@]}"
 step "Python is not formatted; run: make format" "$bin/ruff" format --check "${python_folders[@]}"
 step "Python style; run: make format" "$bin/ruff" check --no-fix "${python_folders[@]}"
 step "shell scripts do not parse" bash -c 'for f in tools/*.sh .ci/run; do bash -n "$f" || exit 1; done'
@@ -55,7 +61,7 @@ figures() { # speeds in the pages come from result files: they may stand in gene
         [ "$file" = docs/measured-facts.md ] && continue # facts about devices, each with device and date beside it
         sed '/<!-- bench:/,/<!-- \/bench -->/d; /^```/,/^```/d' "$file" |
             grep -nE '[0-9] ?(GB/s|TB/s|TFLOP/s|tokens/s)|[0-9]x (faster|slower|as fast)' | sed "s|^|$file: |"
-    done | { ! grep .; }
+    done | none
 }
 step "a measured figure outside a generated block; let bench/plots.py write it" figures
 links() { # relative links in the pages lead somewhere
@@ -75,7 +81,7 @@ step "plots or tables are not fresh" "$bin/python" -m bench.plots --check
 table() { # every row of the kernel table has its line; the tests compare the whole page with the built table
     sed -nE 's/^[A-Z_]+\(([a-z0-9_]+),.*/\1/p' src/registry/kernels.inc | while read -r name; do
         grep -qsF "\`$name\`" docs/kernels.md || echo "$name is in kernels.inc but not in docs/kernels.md; run: make docs"
-    done | { ! grep .; }
+    done | none
 }
 step "docs/kernels.md lacks kernels" table
 
