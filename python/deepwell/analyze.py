@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import convert, registry
+from . import _core, convert, registry
 from .errors import InvalidArgumentError
 from .plan import LayerFacts, ModelFacts
 
@@ -50,7 +50,7 @@ def analyze(model: Any, precision: str = "mxfp8") -> ModelFacts:
 
 
 def check_model(model: Any) -> str:
-    """The device type of a usable model ("cpu" only if all of it is there)."""
+    """Where a usable model is: "cpu" or "hopper" if all of it is there, else words that say where."""
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise InvalidArgumentError(f"model is the class {model.__name__}, not an instance; pass {model.__name__}(...)")
     if not isinstance(model, nn.Module):
@@ -74,7 +74,22 @@ def check_model(model: Any) -> str:
             "(model.to_empty(device='cpu') and load_state_dict)"
         )
     others = sorted(devices - {"cpu"})
-    return others[0] if others else "cpu"
+    if not others:
+        return "cpu"
+    return _gpu_family(model) if devices == {"cuda"} else " and ".join(sorted(devices))
+
+
+def _gpu_family(model: nn.Module) -> str:
+    """ "hopper" if all the model's GPUs are, else words that say what it is on."""
+    indices = sorted({parameter.device.index for parameter in model.parameters()})
+    for index in indices:
+        facts = _core.cuda_device_info(index)
+        if facts["target"] != "sm90":
+            capability = ".".join(map(str, facts["compute_capability"]))
+            return f"a GPU of compute capability {capability} ({facts['name']})"
+        if not facts["has_device_code"]:
+            return f"{facts['name']}, but this build of deepwell holds no device code for it"
+    return "hopper"
 
 
 def _layer(

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import ops, registry
+from . import cuda_linear, ops, registry
 from .errors import InvalidArgumentError, UnsupportedError
 from .plan import Recipe
 
 RECIPE = "_deepwell_recipe"
+HOPPER_RECIPE = str(Recipe(activation_block="1x128", weight_block="128x128"))
 KERNEL = "_deepwell_kernel"
 
 
@@ -52,10 +53,17 @@ class MXLinear(Converted):
                 f"linear layer with a weight of {weight.dtype} got an input of {input.dtype}; cast one of them, or use "
                 "torch.autocast"
             )
-        if device not in ("cpu", "meta"):
+        if device == "cuda":
+            if self._deepwell_recipe != HOPPER_RECIPE:  # type: ignore[attr-defined]
+                raise UnsupportedError(
+                    f"a layer converted for the CPU got an input on {input.device}; call deepwell.restore(model), move "
+                    "the model, and deepwell.optimize it there"
+                )
+            if not torch.compiler.is_compiling() and not ops.transforms_active():
+                return cuda_linear.linear(input, weight, self.bias, out_dtype)  # type: ignore[attr-defined]
+        elif device not in ("cpu", "meta"):
             raise UnsupportedError(
-                f"a layer converted for the CPU got an input on {input.device}; call deepwell.restore(model) before "
-                "moving the model"
+                f"a converted layer got an input on {input.device}; expected the CPU or a Hopper GPU"
             )
         save_x = torch.is_grad_enabled() and weight.requires_grad
         return ops.mx_linear(input, weight, self.bias, self._deepwell_recipe, out_dtype, save_x)  # type: ignore[attr-defined]

@@ -354,6 +354,12 @@ class Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """y [..., N] = x [..., K] · weight [N, K]^T + bias, of out_dtype, with FP8 operands. float32, float16 or bfloat16
     operands on one Hopper GPU; K and N multiples of 16."""
+    if x.device != weight.device or x.dim() == 0 or x.shape[-1] != weight.shape[1] or x.dtype not in DTYPE:
+        raise InvalidArgumentError(
+            f"linear layer with weight {tuple(weight.shape)} on {weight.device} got an input of {x.dtype}, shape "
+            f"{tuple(x.shape)}, on {x.device}; expected float32, float16 or bfloat16 with {weight.shape[1]} as the "
+            "last dimension, on the same device"
+        )
     grad = torch.is_grad_enabled()
     save_x = grad and weight.requires_grad
     xq = quantized_activation(x, True, save_x)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _core
+from . import _core, cuda_linear
 from .errors import InvalidArgumentError, UnsupportedError
 from .plan import Recipe
 from .tensors import TORCH_NAMES
@@ -195,6 +195,28 @@ _LIBRARY.impl("mx_linear", _linear_cpu, "CPU")
 _LIBRARY.impl("mx_linear_backward", _linear_backward_cpu, "CPU")
 
 
+# ---- Hopper --------------------------------------------------------------------------------------------------------
+
+
+def _linear_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor | None, recipe_text: str, out_dtype: torch.dtype, save_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_operands(x, weight)
+    _check_same_device(x, weight)
+    return cuda_linear.linear_op(x, weight, bias, recipe_text, out_dtype, save_x)
+
+
+def _check_same_device(x: Tensor, weight: Tensor) -> None:
+    if x.device != weight.device:
+        raise InvalidArgumentError(
+            f"a converted linear layer with a weight on {weight.device} got an input on {x.device}; move one of them"
+        )
+
+
+_LIBRARY.impl("mx_linear", _linear_cuda, "CUDA")
+_LIBRARY.impl("mx_linear_backward", cuda_linear.linear_backward_op, "CUDA")
+
+
 # ---- shapes for tracing --------------------------------------------------------------------------------------------
 
 
@@ -205,6 +227,8 @@ def _linear_fake(
     y = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=out_dtype)
     if not save_x:
         return y, _nothing(x), _nothing(x)
+    if x.device.type == "cuda":
+        return y, x.new_empty((cuda_linear.saved_bytes(x),), dtype=torch.uint8), _nothing(x)
     size = 32 if parse_recipe(recipe_text).activation_block == "1x32" else 128
     tokens = 1
     for extent in x.shape[:-1]:

@@ -16,6 +16,7 @@ TARGETS = ("auto", "cpu", "hopper", "blackwell")
 STRATEGIES = ("auto", "mxfp8_dense", "mxfp8_moe", "bf16_fused")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_EXTENT = 32  # one MX block
+HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of whole 16 bytes
 CONVERT, KEEP = "convert", "keep"
 
 
@@ -100,6 +101,7 @@ class Options:
     precision: str
     target: str
     strategy: str
+    device: str = "cpu"  # where the model is: "cpu" or "hopper"
     forced: tuple[tuple[str, str], ...] = ()  # (pattern, "mxfp8" or "keep"), from a mapping
     block_size: int | None = None
     skip: tuple[str, ...] = ()
@@ -137,7 +139,7 @@ def parse_options(
     only: Any,
     device: str,
 ) -> Options:
-    """Validates the arguments of `optimize` for a model on `device` ("cpu", "cuda", ...).
+    """Validates the arguments of `optimize` for a model on `device` ("cpu", "hopper", or what else it is on).
 
     Raises InvalidArgumentError for values that mean nothing and UnsupportedError for what this version lacks."""
     _expect("precision", precision, PRECISIONS)
@@ -150,10 +152,10 @@ def parse_options(
         raise InvalidArgumentError(f"profile={profile!r} is not a bool; expected True or False")
     if profile:
         raise UnsupportedError("profile=True is not available in this version of deepwell; use profile=False")
-    if device != "cpu":
+    if device not in ("cpu", "hopper"):
         raise UnsupportedError(
-            f"the model is on {device}, and this version of deepwell converts models on the CPU only; "
-            "call model.cpu() first"
+            f"the model is on {device}, and this version of deepwell converts models on Hopper GPUs and, for their "
+            "numerics, on the CPU; move the model there first"
         )
     forced: tuple[tuple[str, str], ...] = ()
     if isinstance(strategy, Mapping):
@@ -165,10 +167,27 @@ def parse_options(
             raise UnsupportedError(
                 f"strategy={strategy!r} is not available in this version of deepwell; use 'auto' or 'mxfp8_dense'"
             )
-    target = "cpu" if target == "auto" else target
+    target = device if target == "auto" else target
+    if device == "hopper" and target != "hopper":
+        raise UnsupportedError(
+            f"target={target!r} is emulated on the CPU only, and the model is on a Hopper GPU; use target='auto', or "
+            "call model.cpu() first"
+        )
     _check_block_size(block_size, target)
+    if device == "hopper" and block_size == 32:
+        raise UnsupportedError(
+            "block_size=32 is not available on a Hopper GPU in this version of deepwell; use 128, or study its "
+            "numerics on the CPU"
+        )
     return Options(
-        precision, target, strategy, forced, block_size, _parse_patterns("skip", skip), _parse_patterns("only", only)
+        precision,
+        target,
+        strategy,
+        device,
+        forced,
+        block_size,
+        _parse_patterns("skip", skip),
+        _parse_patterns("only", only),
     )
 
 
@@ -248,6 +267,15 @@ def _reason_to_keep(layer: LayerFacts, options: Options, wish: str | None) -> st
     smallest = min(layer.in_features, layer.out_features)
     if layer.kernel == "deepwell" and smallest < SMALLEST_EXTENT:
         return f"too small: a dimension of {smallest} is less than one block of {SMALLEST_EXTENT}"
+    if layer.kernel == "deepwell" and options.device == "hopper":
+        return _reason_to_keep_on_hopper(layer, wish)
+    return ""
+
+
+def _reason_to_keep_on_hopper(layer: LayerFacts, wish: str | None) -> str:
+    for what, extent in (("in_features", layer.in_features), ("out_features", layer.out_features)):
+        if extent % HOPPER_MULTIPLE:
+            return f"{what} {extent} is not a multiple of {HOPPER_MULTIPLE}, which FP8 products on Hopper need"
     return ""
 
 
@@ -256,12 +284,16 @@ def _reason_to_convert(layer: LayerFacts, options: Options, wish: str | None) ->
         return f"runs the registered kernel {layer.kernel}"
     if wish is not None:
         return "the strategy says mxfp8"
+    if options.device == "hopper":
+        return "FP8 products on this GPU"
     if options.target == "cpu":
         return "emulated exactly"
     return f"emulates {options.target} exactly"
 
 
 def _notes(options: Options) -> tuple[str, ...]:
+    if options.device == "hopper":
+        return ()
     notes = ["On the CPU this emulates the numerics of MXFP8 exactly; it is not a speed-up."]
     if options.target == "hopper" and options.block_size == 32:
         notes.append("Blocks of 32 on Hopper are for numerics studies: its tensor cores gain no speed from them.")
