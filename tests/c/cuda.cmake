@@ -15,3 +15,16 @@ if(DEEPWELL_CUDA_INCLUDE)
   target_include_directories(test_cuda_header SYSTEM PRIVATE ${DEEPWELL_CUDA_INCLUDE})
   target_compile_definitions(test_cuda_header PRIVATE DEEPWELL_HAVE_CUDA_H)
 endif()
+if(DEEPWELL_CUDA_COMPILER)
+  cmake_path(GET DEEPWELL_CUDA_COMPILER PARENT_PATH cuda_tools)
+  if(EXISTS ${cuda_tools}/cuobjdump)
+    target_compile_definitions(test_cuda_images PRIVATE DEEPWELL_CUOBJDUMP="${cuda_tools}/cuobjdump")
+  endif()
+endif()
+
+# The GPU libraries are opened at run time; a library that links them would not load on a machine without a GPU.
+if(CMAKE_READELF)
+  add_test(NAME links_no_gpu_library COMMAND ${CMAKE_READELF} -d $<TARGET_FILE:deepwell>)
+  set_tests_properties(links_no_gpu_library PROPERTIES PASS_REGULAR_EXPRESSION "libc\\.so"
+                       FAIL_REGULAR_EXPRESSION "libcuda|libcublas|libcudart|libtorch|libnvidia")
+endif()

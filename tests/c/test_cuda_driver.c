@@ -197,7 +197,7 @@ static dw_status launch_on(int device, dw_cuda_kernel *kernel, const dw_cuda_lau
 static void modules_load_once_per_context(void **state) {
     (void)state;
     needs_images();
-    dw_cuda_kernel first = DW_CUDA_KERNEL(IMAGE, SYMBOL), second = DW_CUDA_KERNEL(IMAGE, "another");
+    static dw_cuda_kernel first = DW_CUDA_KERNEL(IMAGE, SYMBOL), second = DW_CUDA_KERNEL(IMAGE, "another");
     int loads = fake->module_loads, lookups = fake->function_lookups;
     fake_context context = {0, 700};
     set_current(&context);
@@ -220,7 +220,7 @@ static void modules_load_once_per_context(void **state) {
 static void launch_passes_everything(void **state) {
     (void)state;
     needs_images();
-    dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
+    static dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
     assert_int_equal(launch_on(0, &kernel, &plain), DW_OK);
     assert_int_equal(fake->config.grid[0], 3);
     assert_int_equal(fake->config.grid[1], 2);
@@ -256,7 +256,7 @@ static void launch_passes_everything(void **state) {
 static void limits_are_raised_once(void **state) {
     (void)state;
     needs_images();
-    dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
+    static dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
     int sets = fake->function_sets;
     static const struct {
         uint32_t shared, cluster;
@@ -285,8 +285,8 @@ static void launch_errors_name_the_kernel(void **state) {
     needs_images();
     fake_context context = {0, 800}; /* new, so that loading happens again */
     set_current(&context);
-    dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL), missing = DW_CUDA_KERNEL(IMAGE, "no_such_kernel"),
-                   nowhere = DW_CUDA_KERNEL("common/no_such_file", "x");
+    static dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL), missing = DW_CUDA_KERNEL(IMAGE, "no_such_kernel"),
+                          nowhere = DW_CUDA_KERNEL("common/no_such_file", "x");
     static const char *const calls[] = {"cuModuleLoadFatBinary", "cuModuleGetFunction", "cuLaunchKernelEx"};
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         fake->fail = calls[i];
@@ -314,7 +314,7 @@ static void launch_errors_name_the_kernel(void **state) {
 
 static void without_images_launches_say_so(void **state) {
     (void)state;
-    dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
+    static dw_cuda_kernel kernel = DW_CUDA_KERNEL(IMAGE, SYMBOL);
     if (dw_cuda_image_total > 0) skip();
     assert_int_equal(launch_on(0, &kernel, &plain), DW_ERROR_UNSUPPORTED);
     contains(dw_last_error(), "built without device code");

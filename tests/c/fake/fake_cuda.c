@@ -1,5 +1,6 @@
 #include "fake/fake_cuda.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -182,10 +183,13 @@ static dw_cu_result fake_cuLaunchKernelEx(const dw_cu_launch_config *config, dw_
     if (f->context_id != stack[depth - 1]->id) return 201; /* a function of another context */
     if (config->shared_bytes > 49152 && (int)config->shared_bytes > f->max_shared) return 1;
     atomic_fetch_add(&fake_cuda.launches, 1);
+    static pthread_mutex_t recording = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&recording);
     fake_cuda.config = *config;
     memcpy(fake_cuda.attributes, config->attributes, config->attribute_count * sizeof *config->attributes);
     fake_cuda.function = f;
     fake_cuda.launch_context = stack[depth - 1]->id;
+    pthread_mutex_unlock(&recording);
     if (fake_cuda.on_launch) fake_cuda.on_launch(f->symbol, config, arguments);
     return DW_CU_SUCCESS;
 }
