@@ -32,8 +32,6 @@ typedef struct dw_encoding {
     __m256i gain, powers, limit, magnitude, eight, hidden, fraction, sign;
 } dw_encoding;
 
-enum { DW_WORD_INFINITY = 0x7F80 };
-
 /* Keeps a constant in a register: GCC would rather make it anew in every iteration, with several instructions. */
 DW_INLINE __m256i dw_pinned(__m256i constant) {
     __asm__("" : "+x"(constant));

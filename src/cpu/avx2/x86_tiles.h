@@ -58,4 +58,28 @@ static __attribute__((noinline, cold, unused)) void dw_encode_exactly(const dw_q
     }
 }
 
+/* Bits of an infinity as a word (encode_avx2.h): a block whose amax has these or more is not finite. */
+enum { DW_WORD_INFINITY = 0x7F80 };
+
+/* Sixteen row blocks that follow one another in memory: their scales, computed side by side so that nothing waits for a
+ * single block's reduction. */
+typedef struct dw_blocks {
+    _Alignas(32) uint16_t bias[16]; /* what encoding subtracts */
+    _Alignas(32) uint16_t amax[16]; /* bits of words */
+    _Alignas(16) uint8_t code[16];
+    uint32_t rare; /* bits 2i and 2i + 1: block i goes through dw_encode_exactly */
+} dw_blocks;
+
+/* Encodes those of blocks [first, last) that are rare anew; block `first` begins at (r, c) of the source and at `out`,
+ * and `count` elements are left in the row. */
+DW_INLINE void dw_mend_blocks(dw_blocks *blocks, int first, int last, const dw_quantize_job *job, int64_t r, int64_t c,
+                              int64_t block, int64_t count, uint8_t *out) {
+    for (int b = first; b < last; b++) {
+        if (!(blocks->rare >> (2 * b) & 1)) continue;
+        int64_t at = (b - first) * block;
+        if (blocks->amax[b] >= DW_WORD_INFINITY) blocks->code[b] = DW_SCALE_NAN;
+        dw_encode_exactly(job, r, c + at, 0, 1, dw_least(block, count - at), blocks->code[b], out + at);
+    }
+}
+
 #endif

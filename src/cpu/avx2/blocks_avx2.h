@@ -1,8 +1,21 @@
-/* Row blocks: their scales, then their elements. */
-#ifndef DW_ROW_BLOCK_AVX2_H
-#define DW_ROW_BLOCK_AVX2_H
+/* Row blocks: words of the source, scales, elements. */
+#ifndef DW_BLOCKS_AVX2_H
+#define DW_BLOCKS_AVX2_H
 
 #include "cpu/avx2/encode_avx2.h"
+
+/* What the shared plans (x86_*.h) know of an instruction set: these names, and functions over them. */
+typedef dw_encoding dw_coder;
+enum { DW_VECTOR_BYTES = 32 }; /* alignment of streamed stores */
+
+DW_INLINE dw_coder dw_coder_of(dw_dtype element, dw_rounding rounding) {
+    return dw_encoding_of(element, rounding);
+}
+
+/* The part that concerns scales. */
+DW_INLINE const dw_encoding *dw_coder_scales(const dw_coder *coder) {
+    return coder;
+}
 
 DW_INLINE void dw_store32(uint8_t *out, __m256i bytes, bool stream) {
     if (stream)
@@ -11,15 +24,13 @@ DW_INLINE void dw_store32(uint8_t *out, __m256i bytes, bool stream) {
         _mm256_storeu_si256((__m256i *)out, bytes);
 }
 
-/* Sixteen row blocks that follow one another in memory: their scales, computed side by side so that nothing waits for a
- * single block's reduction. */
-typedef struct dw_blocks {
-    _Alignas(32) uint16_t bias[16]; /* for dw_encode32 */
-    _Alignas(32) uint16_t amax[16]; /* bits of words */
-    _Alignas(16) uint8_t code[16];
-    uint32_t rare; /* bits 2i and 2i + 1: block i goes through dw_encode_exactly */
-} dw_blocks;
+/* Copies `count` bytes, a multiple of 32, from an aligned buffer. */
+DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, bool stream) {
+    for (int64_t i = 0; i < count; i += 32)
+        dw_store32(out + i, _mm256_load_si256((const __m256i *)(from + i)), stream);
+}
 
+/* The scales of sixteen blocks of words. */
 DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block) {
     __m256i top[16];
     for (int b = 0; b < 16; b++) {
@@ -46,18 +57,6 @@ DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t
         __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
         __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
         dw_store32(out + i, dw_in_order(dw_encode32(low, high, biases, biases, encoding)), stream);
-    }
-}
-
-/* Encodes those of blocks [first, last) that are rare anew; block `first` begins at (r, c) of the source and at `out`,
- * and `count` elements are left in the row. */
-DW_INLINE void dw_mend_blocks(dw_blocks *blocks, int first, int last, const dw_quantize_job *job, int64_t r, int64_t c,
-                              int64_t block, int64_t count, uint8_t *out) {
-    for (int b = first; b < last; b++) {
-        if (!(blocks->rare >> (2 * b) & 1)) continue;
-        int64_t at = (b - first) * block;
-        if (blocks->amax[b] >= DW_WORD_INFINITY) blocks->code[b] = DW_SCALE_NAN;
-        dw_encode_exactly(job, r, c + at, 0, 1, dw_least(block, count - at), blocks->code[b], out + at);
     }
 }
 

@@ -3,10 +3,17 @@
  * Rows of a large matrix often lie a power of two apart, so that the rows of a cell compete for a few sets of every
  * cache level. A cell is therefore read from the source once, into a dense copy of its words, and all further passes
  * use that. The transposed elements are gathered in a second dense buffer and leave it as whole cache lines. */
-#ifndef DW_CELL_AVX2_H
-#define DW_CELL_AVX2_H
+#ifndef DW_X86_CELL_H
+#define DW_X86_CELL_H
 
-#include "cpu/avx2/row_block_avx2.h"
+#include <immintrin.h>
+
+#include "cpu/avx2/x86_tiles.h"
+
+/* From the instruction set: words of `count` source elements, padded with zeros to a multiple of 32; and a copy of
+ * `count` bytes, a multiple of DW_VECTOR_BYTES, from an aligned buffer. */
+DW_INLINE void dw_stage_words(uint8_t *words, const uint8_t *source, dw_dtype dtype, int64_t count);
+DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, bool stream);
 
 enum { DW_CELL = 128 };
 
@@ -69,39 +76,9 @@ DW_INLINE void dw_cell_read(dw_cell *cell, const dw_quantize_job *job, dw_dtype 
     memset(cell->words + rows * DW_CELL * 2, 0, (size_t)((dw_up32(rows) - rows) * DW_CELL * 2));
 }
 
-DW_INLINE const __m256i *dw_cell_words(const dw_cell *cell, int64_t r, int64_t c) {
-    return (const __m256i *)(cell->words + (r * DW_CELL + c) * 2);
-}
-
-/* Transposes 16 x 16 bytes in each half: row i of the result's half is column i of the argument's. Interleaving
- * register i with register i + 8 rotates the eight bits of an element's place (register, byte) by one; four times swaps
- * them. */
-DW_INLINE void dw_transpose16(__m256i x[16]) {
-    for (int pass = 0; pass < 4; pass++) {
-        __m256i y[16];
-        for (int i = 0; i < 8; i++) {
-            y[2 * i] = _mm256_unpacklo_epi8(x[i], x[i + 8]);
-            y[2 * i + 1] = _mm256_unpackhi_epi8(x[i], x[i + 8]);
-        }
-        for (int i = 0; i < 16; i++)
-            x[i] = y[i];
-    }
-}
-
-/* Writes 32 x 32 elements, rows in the order of packing, as columns of 32 bytes, `DW_CELL` bytes apart. */
-DW_INLINE void dw_transpose32(const __m256i rows[32], uint8_t *columns) {
-    for (int part = 0; part < 2; part++) {
-        __m256i x[16];
-        for (int i = 0; i < 16; i++)
-            x[i] = rows[16 * part + i];
-        dw_transpose16(x);
-        for (int i = 0; i < 16; i++) {
-            /* Packing put columns 0-7 and 16-23 into the lower half, 8 further ones into the upper. */
-            uint8_t *to = columns + (i < 8 ? i : i + 8) * DW_CELL + 16 * part;
-            _mm_store_si128((__m128i *)to, _mm256_castsi256_si128(x[i]));
-            _mm_store_si128((__m128i *)(to + 8 * DW_CELL), _mm256_extracti128_si256(x[i], 1));
-        }
-    }
+/* Row r of the strip from column c. */
+DW_INLINE const uint8_t *dw_cell_words(const dw_cell *cell, int64_t r, int64_t c) {
+    return cell->words + (r * DW_CELL + c) * 2;
 }
 
 /* Copies the cell's columns to the transposed output. */
@@ -109,12 +86,10 @@ DW_INLINE void dw_cell_write_columns(const dw_cell *cell, const dw_quantize_job 
     for (int64_t c = 0; c < cell->cols; c++) {
         const uint8_t *from = cell->columns + c * DW_CELL;
         uint8_t *to = job->col_data + (cell->col0 + c) * job->col_ld + cell->row0;
-        if (cell->rows == DW_CELL) {
-            for (int i = 0; i < DW_CELL; i += 32)
-                dw_store32(to + i, _mm256_load_si256((const __m256i *)(from + i)), stream);
-        } else {
+        if (cell->rows == DW_CELL)
+            dw_copy_run(to, from, DW_CELL, stream);
+        else
             memcpy(to, from, (size_t)cell->rows);
-        }
     }
 }
 
