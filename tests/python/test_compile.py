@@ -22,7 +22,7 @@ def _fresh(seed: int) -> None:
 
 
 def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(batch).flatten(0, 1), batch.flatten())
+    return nn.functional.cross_entropy(model(batch).flatten(0, 1), (7 * batch.flatten() + 3) % 96)
 
 
 def step(model: nn.Module, run, x: torch.Tensor) -> dict[str, torch.Tensor]:

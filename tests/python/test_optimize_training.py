@@ -110,15 +110,29 @@ def test_optimizers_made_before_and_after_train_alike() -> None:
 
 
 def test_training_follows_full_precision() -> None:
+    """Next tokens drawn from four successors of each, fresh ones in every step: the loss falls from log 96 towards
+    log 4 and stays there. Quality bar: within 1% of full precision on the same data."""
+    successors = torch.randint(0, 96, (96, 4))
+    batches = []
+    for _ in range(60):
+        x = torch.randint(0, 96, (16, 16))
+        batches.append((x, successors[x, torch.randint(0, 4, x.shape)]))
     plain = TinyLM()
     converted = deepwell.optimize(copy.deepcopy(plain))
-    batches = [tokens() for _ in range(4)] * 15
-    reference = train(plain, torch.optim.AdamW(plain.parameters(), lr=3e-3), batches)
-    losses = train(converted, torch.optim.AdamW(converted.parameters(), lr=3e-3), batches)
-    assert losses != reference  # it is quantized
-    mean, expected = (sum(values[-8:]) / 8 for values in (losses, reference))
-    assert abs(mean - expected) < 0.01 * reference[0]  # 1% of where the loss began
-    assert expected < 0.6 * reference[0]
+    means = []
+    for model in (plain, converted):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        losses = []
+        for x, y in batches:
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            value.backward()
+            optimizer.step()
+            losses.append(value.item())
+        means.append(sum(losses[-20:]) / 20)
+        assert means[-1] < 0.5 * losses[0]
+    assert means[0] != means[1]  # it is quantized
+    assert abs(means[1] - means[0]) < 0.01 * means[0]
 
 
 def test_edits_of_data_are_seen_at_once() -> None:

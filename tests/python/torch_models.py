@@ -23,6 +23,7 @@ class TinyLM(nn.Module):
     def __init__(self, vocabulary: int = 96, width: int = 64, depth: int = 2, tied: bool = False) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.embed.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.out = nn.Linear(width, vocabulary, bias=False)
         if tied:
