@@ -8,6 +8,7 @@
 
 #include "deepwell/context.h"
 #include "deepwell/cuda.h"
+#include "deepwell/fused.h"
 #include "deepwell/kernels.h"
 #include "deepwell/quantize.h"
 #include "deepwell/status.h"

@@ -4,8 +4,8 @@
  * deepwell/types.h); everything is inlined and the choices fold away.
  *
  * Magnitudes are compared as integers: with the sign cleared, floating-point bits are ordered, infinities above every
- * number and NaNs above infinities, so one maximum also finds what makes a block NaN. 16-bit sources are compared two at a
- * time in their own format. */
+ * number and NaNs above infinities, so one maximum also finds what makes a block NaN. 16-bit sources are compared two
+ * at a time in their own format. */
 #ifndef DW_DEVICE_BLOCK_SCALE_CUH
 #define DW_DEVICE_BLOCK_SCALE_CUH
 
@@ -77,10 +77,11 @@ DW_DEVICE uint32_t pack_fp8x4(float a, float b, float c, float d, int element) {
     return cvt_rn_satfinite_e5m2x2_f32(b, a) | cvt_rn_satfinite_e5m2x2_f32(d, c) << 16;
 }
 
-/* Elements 4 * `quarter` onwards of a unit, scaled and converted. The product is exact in FP32 unless it is so small that
- * it converts to zero either way (nvcc's default keeps subnormals). */
+/* Elements 4 * `quarter` onwards of a unit, scaled and converted. The product is exact in FP32 unless it is so small
+ * that it converts to zero either way (nvcc's default keeps subnormals). */
 DW_DEVICE uint32_t quantize_quarter(uint4 v, int quarter, float inverse, int source, int element) {
-    return pack_fp8x4(unit_element(v, 4 * quarter, source) * inverse, unit_element(v, 4 * quarter + 1, source) * inverse,
+    return pack_fp8x4(unit_element(v, 4 * quarter, source) * inverse,
+                      unit_element(v, 4 * quarter + 1, source) * inverse,
                       unit_element(v, 4 * quarter + 2, source) * inverse,
                       unit_element(v, 4 * quarter + 3, source) * inverse, element);
 }
@@ -105,9 +106,9 @@ DW_DEVICE uint4 load_unit_partial(const void *row_start, int64_t col, int64_t co
 /* Writes one block's scale, wherever and in whatever forms it is wanted. */
 DW_DEVICE void store_scale(const dw_cuda_scale *s, int r, int c, uint32_t code) {
     if (s->codes != NULL && r < s->padded_rows && c < s->padded_cols) {
-        int64_t at = s->atoms_per_row != 0
-                         ? ((int64_t)(r >> 7) * s->atoms_per_row + (c >> 2)) * 512 + (r & 31) * 16 + (r >> 5 & 3) * 4 + (c & 3)
-                         : r * s->row_stride + c * s->col_stride;
+        int64_t at = s->atoms_per_row != 0 ? ((int64_t)(r >> 7) * s->atoms_per_row + (c >> 2)) * 512 + (r & 31) * 16 +
+                                                 (r >> 5 & 3) * 4 + (c & 3)
+                                           : r * s->row_stride + c * s->col_stride;
         s->codes[at] = (uint8_t)code;
     }
     if (s->factors != NULL && r < s->factor_rows && c < s->factor_cols) {
@@ -116,8 +117,8 @@ DW_DEVICE void store_scale(const dw_cuda_scale *s, int r, int c, uint32_t code) 
 }
 
 /* Writes a rectangle of scales from shared memory, codes[c * rows + r], with the threads of the block along whichever
- * direction is contiguous in memory. Blocks outside the matrix carry code 0 (their elements were taken as zero), which is
- * what padding must hold. */
+ * direction is contiguous in memory. Blocks outside the matrix carry code 0 (their elements were taken as zero), which
+ * is what padding must hold. */
 DW_DEVICE void store_scales(const dw_cuda_scale *s, const uint8_t *codes, int rows, int cols, int row0, int col0,
                             int thread, int threads) {
     const bool along_rows = s->atoms_per_row == 0 && s->row_stride <= s->col_stride;

@@ -2,9 +2,9 @@
  *
  * With s = sigmoid(alpha g):  a = g s (u + offset)
  *   da/du = g s               da/dg = (u + offset) s (1 + alpha g (1 - s))
- * where g was clamped to at most `limit` and u to +-limit, which zeroes the derivative outside. Plain SwiGLU is alpha 1,
- * limit infinity, offset 0, so one code serves both forms. Clamping keeps NaNs. All of it in FP32 from BF16 inputs, rounded
- * once to BF16: what is quantized is exactly the BF16 result. */
+ * where g was clamped to at most `limit` and u to +-limit, which zeroes the derivative outside. Plain SwiGLU is alpha
+ * 1, limit infinity, offset 0, so one code serves both forms. Clamping keeps NaNs. All of it in FP32 from BF16 inputs,
+ * rounded once to BF16: what is quantized is exactly the BF16 result. */
 #ifndef DW_DEVICE_GATED_TILE_CUH
 #define DW_DEVICE_GATED_TILE_CUH
 

@@ -50,9 +50,9 @@ DW_DEVICE void load_weights(float w[8], const void *weight, int is_f32, float of
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            w[i] = col + i >= cols   ? 0.0f
-                   : is_f32 ? ((const float *)weight)[col + i]
-                                      : __uint_as_float((uint32_t)((const uint16_t *)weight)[col + i] << 16);
+            w[i] = col + i >= cols ? 0.0f
+                   : is_f32        ? ((const float *)weight)[col + i]
+                                   : __uint_as_float((uint32_t)((const uint16_t *)weight)[col + i] << 16);
         }
     }
 #pragma unroll

@@ -43,7 +43,7 @@ typedef struct dw_cuda_quantize_params {
     int64_t source_ld;
     int32_t rows, cols;
     int32_t source_vector; /* source and its row stride are multiples of 16 bytes */
-    uint32_t round_add;    /* 0x1FFFFF for rceil, 0 for floor: what is added to amax's bits before its exponent is read */
+    uint32_t round_add; /* 0x1FFFFF for rceil, 0 for floor: what is added to amax's bits before its exponent is read */
     dw_cuda_quantized row;        /* grid of the [rows, cols] matrix */
     dw_cuda_quantized transposed; /* grid of the [cols, rows] matrix */
     dw_cuda_raster raster;        /* row kernels: tile_cols alone is used */
@@ -68,11 +68,12 @@ typedef struct dw_cuda_rmsnorm_params {
     dw_cuda_quantized transposed;
     dw_cuda_raster raster;
     uint32_t *sync;     /* both orientations: 2 + tile_rows words, zero before and after the kernel */
+    int32_t stages;     /* row: of the ring of rows in dynamic shared memory, at most 8 */
     int32_t lead_bands; /* both orientations: bands whose statistics run ahead of their tiles */
 } dw_cuda_rmsnorm_params;
 
-/* rmsnorm_backward_*: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when given;
- * dweight partial sums [blocks, cols] in FP32, one row per thread block. */
+/* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when
+ * given; dweight partial sums [blocks, cols] in FP32, one row per thread block. */
 typedef struct dw_cuda_rmsnorm_backward_params {
     const void *dy, *h; /* BF16 [rows, cols] */
     const void *dresidual;
@@ -84,6 +85,7 @@ typedef struct dw_cuda_rmsnorm_backward_params {
     int32_t rows, cols;
     int32_t source_vector;
     int32_t weight_is_f32;
+    int32_t stages; /* of the ring of rows in dynamic shared memory, at most 8 */
     float weight_offset, inverse_cols;
 } dw_cuda_rmsnorm_backward_params;
 
@@ -109,7 +111,7 @@ typedef struct dw_cuda_swiglu_params {
     int32_t clamped;
     float alpha, limit;
     uint32_t round_add;
-    dw_cuda_quantized row;        /* either orientation may have data NULL, not both */
+    dw_cuda_quantized row; /* either orientation may have data NULL, not both */
     dw_cuda_quantized transposed;
     dw_cuda_raster raster;
 } dw_cuda_swiglu_params;

@@ -2,14 +2,14 @@
  *
  * Computes, per block of B neighbouring columns, the E8M0 code of its largest magnitude and its FP8 elements.
  *
- * Floor: source bytes + 1 byte an element + 1/B for the codes; BF16 in 1x128 moves 3.01 bytes an element and needs about
- * 5 instructions an element, a quarter of what the multiprocessor can issue in the time memory takes. So the plan serves
- * only memory: no staging, many independent 16-byte loads.
+ * Floor: source bytes + 1 byte an element + 1/B for the codes; BF16 in 1x128 moves 3.01 bytes an element and needs
+ * about 5 instructions an element, a quarter of what the multiprocessor can issue in the time memory takes. So the plan
+ * serves only memory: no staging, many independent 16-byte loads.
  *
- * Plan: a block of 256 threads takes ROWS rows of 64 units (16 bytes each; 512 BF16 or 256 FP32 columns). A unit column is
- * one thread's for the whole tile; four rows go at a time, so a thread issues ROWS / 4 loads before it uses the first.
- * Stores are 8 bytes a lane, 256 contiguous bytes a warp. Codes collect in shared memory and leave in runs along whichever
- * direction the layout keeps contiguous: a byte stored alone costs the L2 a whole 32-byte sector. */
+ * Plan: a block of 256 threads takes ROWS rows of 64 units (16 bytes each; 512 BF16 or 256 FP32 columns). A unit column
+ * is one thread's for the whole tile; four rows go at a time, so a thread issues ROWS / 4 loads before it uses the
+ * first. Stores are 8 bytes a lane, 256 contiguous bytes a warp. Codes collect in shared memory and leave in runs along
+ * whichever direction the layout keeps contiguous: a byte stored alone costs the L2 a whole 32-byte sector. */
 #include "common/row_tile.cuh"
 
 #define THREADS 256
@@ -57,9 +57,8 @@ DW_DEVICE void quantize_row(const dw_cuda_quantize_params *p, int source, int el
     store_scales(&p->row.scale, codes, ROWS, blocks, tile_row * ROWS, tile_col * blocks, thread, THREADS);
 }
 
-#define QUANTIZE_ROW(NAME, SOURCE, ELEMENT, BLOCK)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS, 6)                                                           \
-        NAME(const __grid_constant__ dw_cuda_quantize_params p) {                                                      \
+#define QUANTIZE_ROW(NAME, SOURCE, ELEMENT, BLOCK)                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 6) NAME(const __grid_constant__ dw_cuda_quantize_params p) { \
         quantize_row(&p, SOURCE, ELEMENT, BLOCK);                                                                      \
     }
 

@@ -1,10 +1,11 @@
-/* quantize_transposed_* and quantize_both_*: both orientations of a matrix from one read; and every orientation of 128x128.
+/* quantize_transposed_* and quantize_both_*: both orientations of a matrix from one read; and every orientation of
+ * 128x128.
  *
  * Computes, for 1xB blocks, the FP8 matrix with blocks along its rows and the FP8 transpose with blocks along the
  * source's columns, each from the source's own values; for 128x128 blocks one code a square, whose elements serve both.
  *
- * Floor: source bytes + 1 byte an element and orientation; BF16 to both moves 4.02 bytes an element. At the bandwidth of
- * an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 9.
+ * Floor: source bytes + 1 byte an element and orientation; BF16 to both moves 4.02 bytes an element. At the bandwidth
+ * of an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 9.
  *
  * Plan: one 128x128 tile a block of 256 threads, 32 (FP32: 64) data registers a thread, held from the only read to the
  * last conversion (square_tile.cuh says who holds what). A block alternates between waiting for its tile and working;
@@ -28,9 +29,9 @@ DW_DEVICE void store_square_scale(const dw_cuda_scale *s, int r, int c, int grid
     }
 }
 
-DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quantize_params *p, const square_tile_place *at,
-                                     square_tile_units *t, bool want_row, bool want_transposed, int source,
-                                     int element) {
+DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quantize_params *p,
+                                     const square_tile_place *at, square_tile_units *t, bool want_row,
+                                     bool want_transposed, int source, int element) {
     const int units = source == DW_F32 ? 2 : 1;
     uint32_t amax = 0;
 #pragma unroll
@@ -78,8 +79,8 @@ DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quanti
     }
 }
 
-DW_DEVICE void quantize_tile(const dw_cuda_quantize_params *p, bool want_row, bool want_transposed, int source, int element,
-                             int block) {
+DW_DEVICE void quantize_tile(const dw_cuda_quantize_params *p, bool want_row, bool want_transposed, int source,
+                             int element, int block) {
     __shared__ square_tile_shared s;
     int tile_row, tile_col;
     raster_tile(&p->raster, blockIdx.x, &tile_row, &tile_col);
@@ -89,32 +90,32 @@ DW_DEVICE void quantize_tile(const dw_cuda_quantize_params *p, bool want_row, bo
     if (block == DW_BLOCK_128X128) {
         quantize_square_block(&s, p, &at, &t, want_row, want_transposed, source, element);
     } else {
-        quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, want_row, want_transposed, source, element,
-                             block);
+        quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, want_row, want_transposed, source,
+                             element, block);
     }
 }
 
-#define QUANTIZE_TILE(NAME, BLOCKS_PER_SM, ROW, TRANSPOSED, SOURCE, ELEMENT, BLOCK)                                     \
+#define QUANTIZE_TILE(NAME, BLOCKS_PER_SM, ROW, TRANSPOSED, SOURCE, ELEMENT, BLOCK)                                    \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, BLOCKS_PER_SM)                                          \
         NAME(const __grid_constant__ dw_cuda_quantize_params p) {                                                      \
         quantize_tile(&p, ROW, TRANSPOSED, SOURCE, ELEMENT, BLOCK);                                                    \
     }
 
 /* All kernels of one source and element type. BLOCKS_PER_SM: 3 for 16-bit sources, 2 for FP32 (twice the registers). */
-#define QUANTIZE_TILE_SET(BLOCKS_PER_SM, SOURCE_NAME, SOURCE, ELEMENT_NAME, ELEMENT)                                    \
-    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_1x128__sm90, BLOCKS_PER_SM, false, true, SOURCE, \
-                  ELEMENT, DW_BLOCK_1X128)                                                                             \
-    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_1x32__sm90, BLOCKS_PER_SM, false, true, SOURCE,  \
+#define QUANTIZE_TILE_SET(BLOCKS_PER_SM, SOURCE_NAME, SOURCE, ELEMENT_NAME, ELEMENT)                                   \
+    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_1x128__sm90, BLOCKS_PER_SM, false, true,        \
+                  SOURCE, ELEMENT, DW_BLOCK_1X128)                                                                     \
+    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_1x32__sm90, BLOCKS_PER_SM, false, true, SOURCE, \
                   ELEMENT, DW_BLOCK_1X32)                                                                              \
-    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_1x128__sm90, BLOCKS_PER_SM, true, true, SOURCE,        \
+    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_1x128__sm90, BLOCKS_PER_SM, true, true, SOURCE,       \
                   ELEMENT, DW_BLOCK_1X128)                                                                             \
-    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_1x32__sm90, BLOCKS_PER_SM, true, true, SOURCE,         \
+    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_1x32__sm90, BLOCKS_PER_SM, true, true, SOURCE,        \
                   ELEMENT, DW_BLOCK_1X32)                                                                              \
-    QUANTIZE_TILE(quantize_row_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, true, false, SOURCE,      \
+    QUANTIZE_TILE(quantize_row_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, true, false, SOURCE,     \
                   ELEMENT, DW_BLOCK_128X128)                                                                           \
-    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, false, true,       \
+    QUANTIZE_TILE(quantize_transposed_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, false, true,      \
                   SOURCE, ELEMENT, DW_BLOCK_128X128)                                                                   \
-    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, true, true, SOURCE,      \
+    QUANTIZE_TILE(quantize_both_##SOURCE_NAME##_##ELEMENT_NAME##_128x128__sm90, BLOCKS_PER_SM, true, true, SOURCE,     \
                   ELEMENT, DW_BLOCK_128X128)
 
 #endif

@@ -1,53 +1,62 @@
-/* rmsnorm_backward_bf16_<columns>: dx = rstd * (g - h rstd^2 mean(g h)) + dresidual with g = dy * (weight + offset), and
- * partial sums of dweight = sum over rows of dy h rstd. rmsnorm_dweight adds the partial sums up.
+/* rmsnorm_backward_bf16: dx = rstd * (g - h rstd^2 mean(g h)) + dresidual with g = dy * (weight + offset), and partial
+ * sums of dweight = sum over rows of dy h rstd. rmsnorm_dweight adds the partial sums up.
  *
  * Floor: 4 bytes read (dy, h) and 2 written (dx) an element, 2 more read with dresidual. The partial sums are
  * blocks * columns * 4 bytes, a few percent of one matrix.
  *
- * Plan: a persistent grid; a block takes a run of consecutive rows, one at a time across all its threads, `units` units of
- * 16 bytes a thread, the next row's loads in flight while this one is reduced. Sums over the run for dweight stay in
- * registers, 8 a unit, and are written once. Two widths: 2 units (up to 8192 columns with 512 threads) and 4 (16384). The
- * weight is read again each row, from L1, which costs less than the registers it would hold. */
+ * Plan: a persistent grid; a block takes a run of consecutive rows, one at a time across all its threads, UNITS units
+ * of 16 bytes a thread (the host chooses threads = columns / 16, so at most 16384 columns). Rows arrive through a ring
+ * in shared memory (row_ring.cuh), several ahead, so the reduction in the middle of a row does not stop the reading. A
+ * row is read from its stage twice, before and after its reduction, which costs less than the registers that would hold
+ * it; the one barrier of the reduction also frees the stage of the row before. Sums over the run for dweight stay in
+ * registers, 8 a unit, and are written once. dx may be dy or dresidual: a row is written after all of it was read. */
 #include "common/norm.cuh"
+#include "common/row_ring.cuh"
 
-#define MAX_THREADS 512
+#define MAX_THREADS 1024
+#define UNITS 2
 
-DW_DEVICE void rmsnorm_backward(const dw_cuda_rmsnorm_backward_params *p, int units) {
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
+    rmsnorm_backward_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_backward_params p) {
+    extern __shared__ uint4 dynamic_shared[];
     __shared__ float partial[2][32];
     const int thread = (int)threadIdx.x, threads = (int)blockDim.x, warps = threads / 32;
-    const int run = (int)(((uint32_t)p->rows + gridDim.x - 1) / gridDim.x);
-    const int row0 = (int)blockIdx.x * run, row1 = min(row0 + run, p->rows);
-    float dweight[4][8];
-    uint4 next_dy[4], next_h[4];
+    const int run = (int)(((uint32_t)p.rows + gridDim.x - 1) / gridDim.x);
+    const int row0 = (int)blockIdx.x * run, row1 = min(row0 + run, p.rows);
+    const row_ring ring =
+        make_row_ring((char *)dynamic_shared, p.stages, p.dresidual != NULL ? 3 : 2, p.cols, p.source_vector);
+    if (ring.bulk && thread == 0) {
+        for (int i = 0; i < ring.stages && row0 + i < row1; i++) {
+            ring_request(&ring, i, p.dy, p.h, p.dresidual, p.ld, row0 + i);
+        }
+    }
+    float dweight[UNITS][8];
 #pragma unroll
-    for (int k = 0; k < units; k++) {
-        const int col = (k * threads + thread) * 8;
-        next_dy[k] = load_unit(p->dy, p->ld, row0, col, p->rows, p->cols, p->source_vector, DW_BF16);
-        next_h[k] = load_unit(p->h, p->ld, row0, col, p->rows, p->cols, p->source_vector, DW_BF16);
+    for (int k = 0; k < UNITS; k++) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             dweight[k][i] = 0.0f;
         }
     }
+    int stage = 0;
+    uint32_t parity = 0;
 #pragma unroll 1
     for (int row = row0; row < row1; row++) {
-        uint4 dy[4], h[4];
-        const float rstd = p->rstd[row];
+        const float rstd = p.rstd[row];
+        if (ring.bulk) {
+            mbarrier_wait_parity(&ring.full[stage], parity);
+        }
         float sum = 0.0f;
 #pragma unroll
-        for (int k = 0; k < units; k++) {
+        for (int k = 0; k < UNITS; k++) {
             const int col = (k * threads + thread) * 8;
-            dy[k] = next_dy[k];
-            h[k] = next_h[k];
-            if (row + 1 < row1) {
-                next_dy[k] = load_unit(p->dy, p->ld, row + 1, col, p->rows, p->cols, p->source_vector, DW_BF16);
-                next_h[k] = load_unit(p->h, p->ld, row + 1, col, p->rows, p->cols, p->source_vector, DW_BF16);
-            }
+            const uint4 dy = ring_unit(&ring, stage, 0, p.dy, p.ld, row, col, p.rows, p.cols, p.source_vector);
+            const uint4 h = ring_unit(&ring, stage, 1, p.h, p.ld, row, col, p.rows, p.cols, p.source_vector);
             float w[8];
-            load_weights(w, p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, col, p->cols);
+            load_weights(w, p.weight, p.weight_is_f32, p.weight_offset, p.source_vector, col, p.cols);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                const float d = unit_element(dy[k], i, DW_BF16), x = unit_element(h[k], i, DW_BF16);
+                const float d = unit_element(dy, i, DW_BF16), x = unit_element(h, i, DW_BF16);
                 sum = fmaf(d * w[i], x, sum);
                 dweight[k][i] = fmaf(d, x * rstd, dweight[k][i]);
             }
@@ -57,53 +66,62 @@ DW_DEVICE void rmsnorm_backward(const dw_cuda_rmsnorm_backward_params *p, int un
             partial[row & 1][thread / 32] = sum;
         }
         __syncthreads();
+        /* Everybody is done with the row before this one, so its stage is free. */
+        if (ring.bulk && thread == 0 && row > row0 && row - 1 + ring.stages < row1) {
+            ring_request(&ring, stage == 0 ? ring.stages - 1 : stage - 1, p.dy, p.h, p.dresidual, p.ld,
+                         row - 1 + ring.stages);
+        }
         sum = warp_sum(thread % 32 < warps ? partial[row & 1][thread % 32] : 0.0f);
-        const float pull = sum * p->inverse_cols * rstd * rstd;
+        const float pull = sum * p.inverse_cols * rstd * rstd;
 #pragma unroll
-        for (int k = 0; k < units; k++) {
+        for (int k = 0; k < UNITS; k++) {
             const int col = (k * threads + thread) * 8;
+            const uint4 dy = ring_unit(&ring, stage, 0, p.dy, p.ld, row, col, p.rows, p.cols, p.source_vector);
+            const uint4 h = ring_unit(&ring, stage, 1, p.h, p.ld, row, col, p.rows, p.cols, p.source_vector);
+            const uint4 residual = p.dresidual == NULL ? make_uint4(0, 0, 0, 0)
+                                                       : ring_unit(&ring, stage, 2, p.dresidual, p.ld, row, col, p.rows,
+                                                                   p.cols, p.source_vector);
             float w[8];
-            load_weights(w, p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, col, p->cols);
-            uint4 residual = make_uint4(0, 0, 0, 0);
-            if (p->dresidual != NULL) {
-                residual = load_unit(p->dresidual, p->ld, row, col, p->rows, p->cols, p->source_vector, DW_BF16);
-            }
+            load_weights(w, p.weight, p.weight_is_f32, p.weight_offset, p.source_vector, col, p.cols);
             uint32_t word[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const uint32_t d = unit_word(dy[k], i), x = unit_word(h[k], i), r = unit_word(residual, i);
+                const uint32_t d = unit_word(dy, i), x = unit_word(h, i), r = unit_word(residual, i);
                 const float low = fmaf(rstd, fmaf(-low_bf16(x), pull, low_bf16(d) * w[2 * i]), low_bf16(r));
                 const float high = fmaf(rstd, fmaf(-high_bf16(x), pull, high_bf16(d) * w[2 * i + 1]), high_bf16(r));
                 word[i] = cvt_rn_bf16x2_f32(high, low);
             }
-            store_bf16_unit(p->dx, p->ld, row, col, p->rows, p->cols, p->source_vector,
+            store_bf16_unit(p.dx, p.ld, row, col, p.rows, p.cols, p.source_vector,
                             make_uint4(word[0], word[1], word[2], word[3]));
         }
+        if (++stage == ring.stages) {
+            stage = 0;
+            parity ^= 1;
+        }
     }
-    float *out = p->dweight_partial + (int64_t)blockIdx.x * p->cols;
+    float *out = p.dweight_partial + (int64_t)blockIdx.x * p.cols;
 #pragma unroll
-    for (int k = 0; k < units; k++) {
+    for (int k = 0; k < UNITS; k++) {
         const int col = (k * threads + thread) * 8;
+        if (p.cols % 8 == 0) {
+            if (col < p.cols) {
+                *(float4 *)(out + col) = make_float4(dweight[k][0], dweight[k][1], dweight[k][2], dweight[k][3]);
+                *(float4 *)(out + col + 4) = make_float4(dweight[k][4], dweight[k][5], dweight[k][6], dweight[k][7]);
+            }
+        } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (col + i < p->cols) {
-                out[col + i] = dweight[k][i];
+            for (int i = 0; i < 8; i++) {
+                if (col + i < p.cols) {
+                    out[col + i] = dweight[k][i];
+                }
             }
         }
     }
 }
 
-#define RMSNORM_BACKWARD(NAME, UNITS)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)                                                       \
-        NAME(const __grid_constant__ dw_cuda_rmsnorm_backward_params p) {                                              \
-        rmsnorm_backward(&p, UNITS);                                                                                   \
-    }
-
-RMSNORM_BACKWARD(rmsnorm_backward_bf16_8192__sm90, 2)
-RMSNORM_BACKWARD(rmsnorm_backward_bf16_16384__sm90, 4)
-
 /* Sums partial[blocks][cols] over blocks: 32 columns and 8 slices of the blocks a thread block, in a fixed order. */
-extern "C" __global__ void __launch_bounds__(256) rmsnorm_dweight__sm90(const __grid_constant__ dw_cuda_rmsnorm_dweight_params p) {
+extern "C" __global__ void __launch_bounds__(256)
+    rmsnorm_dweight__sm90(const __grid_constant__ dw_cuda_rmsnorm_dweight_params p) {
     __shared__ float slice[8][32];
     const int lane = (int)threadIdx.x % 32, part = (int)threadIdx.x / 32;
     const int col = (int)blockIdx.x * 32 + lane;

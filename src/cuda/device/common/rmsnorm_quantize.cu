@@ -1,20 +1,22 @@
 /* rmsnorm_quantize_<row|both>_bf16_e4m3_<block>: h = x + residual, y = h * rstd * (weight + offset), y quantized.
  *
- * y is rounded to BF16 once and what is quantized is exactly that BF16 matrix, whether it is stored or not. h, where there
- * is a residual, is rounded to BF16 first, as the residual stream is.
+ * y is rounded to BF16 once and what is quantized is exactly that BF16 matrix, whether it is stored or not. h, where
+ * there is a residual, is rounded to BF16 first, as the residual stream is.
  *
  * Floor: row: 2 bytes read and 1 written an element; both: 2 and 2. With a residual 4 more (residual read, h written).
  *
- * row: one pass. A block takes ROWS rows one after another, a row across all its threads, UNITS units of 16 bytes a thread,
- * the next row's loads in flight while this row is reduced and converted. The host chooses threads = columns / 16 (at most
- * 1024, so at most 16384 columns; wider matrices go to the other kernel).
+ * row: one pass. A block takes ROWS rows one after another, a row across all its threads, UNITS units of 16 bytes a
+ * thread; rows arrive through a ring in shared memory (row_ring.cuh), several ahead, so the reduction in the middle of
+ * a row does not stop the reading. The host chooses threads = columns / 16 (at most 1024, so at most 16384 columns;
+ * wider matrices go to the other kernel).
  *
- * both: a column block needs 128 rows of y, and those need rstd of 128 whole rows. Reading x twice from DRAM would cost 6
- * bytes an element instead of 4; so statistics (a warp a row) run only a few bands of 128 rows ahead of the tiles that
- * consume them, and tiles find x, or h, in the L2. Tasks are taken in order from a counter; a tile waits for the 16
- * statistics tasks of its band, all of which were taken before it, so the wait always ends. The last block to finish sets
- * the counters back to zero for the next launch. */
+ * both: a column block needs 128 rows of y, and those need rstd of 128 whole rows. Reading x twice from DRAM would cost
+ * 6 bytes an element instead of 4; so statistics (a warp a row) run only a few bands of 128 rows ahead of the tiles
+ * that consume them, and tiles find x, or h, in the L2. Tasks are taken in order from a counter; a tile waits for the
+ * 16 statistics tasks of its band, all of which were taken before it, so the wait always ends. The last block to finish
+ * sets the counters back to zero for the next launch. */
 #include "common/norm.cuh"
+#include "common/row_ring.cuh"
 
 #define UNITS 2
 #define ROWS 16
@@ -31,7 +33,8 @@ DW_DEVICE uint4 normalized_unit(uint4 h, float rstd, const float w[8]) {
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* ---- row ------------------------------------------------------------------------------------------------------------- */
+/* ---- row
+ * ------------------------------------------------------------------------------------------------------------- */
 
 DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) {
     __shared__ uint8_t codes[MAX_THREADS * UNITS * 8 / 32 * ROWS];
@@ -39,36 +42,40 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
     const int thread = (int)threadIdx.x, threads = (int)blockDim.x, warps = threads / 32;
     const int block_cols = block_columns(block), blocks = (p->cols + block_cols - 1) / block_cols;
     const int row0 = (int)blockIdx.x * ROWS;
+    extern __shared__ uint4 dynamic_shared[];
+    const row_ring ring =
+        make_row_ring((char *)dynamic_shared, p->stages, p->residual != NULL ? 2 : 1, p->cols, p->source_vector);
+    if (ring.bulk && thread == 0) {
+        for (int i = 0; i < ring.stages && row0 + i < p->rows; i++) {
+            ring_request(&ring, i, p->x, p->residual, NULL, p->x_ld, row0 + i);
+        }
+    }
     float w[UNITS][8];
-    uint4 next_x[UNITS], next_residual[UNITS];
 #pragma unroll
     for (int k = 0; k < UNITS; k++) {
-        const int col = (k * threads + thread) * 8;
-        next_x[k] = load_unit(p->x, p->x_ld, row0, col, p->rows, p->cols, p->source_vector, DW_BF16);
-        if (p->residual != NULL) {
-            next_residual[k] = load_unit(p->residual, p->x_ld, row0, col, p->rows, p->cols, p->source_vector, DW_BF16);
-        }
-        load_weights(w[k], p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, col, p->cols);
+        load_weights(w[k], p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, (k * threads + thread) * 8,
+                     p->cols);
     }
+    int stage = 0;
+    uint32_t parity = 0;
 #pragma unroll 1
     for (int i = 0; i < ROWS; i++) {
         const int row = row0 + i;
+        if (ring.bulk && row < p->rows) {
+            mbarrier_wait_parity(&ring.full[stage], parity);
+        }
         uint4 h[UNITS];
         float sum = 0.0f;
 #pragma unroll
         for (int k = 0; k < UNITS; k++) {
             const int col = (k * threads + thread) * 8;
-            h[k] = next_x[k];
-            if (p->residual != NULL) {
-                h[k] = add_bf16_units(h[k], next_residual[k]);
+            h[k] = row < p->rows
+                       ? ring_unit(&ring, stage, 0, p->x, p->x_ld, row, col, p->rows, p->cols, p->source_vector)
+                       : make_uint4(0, 0, 0, 0);
+            if (p->residual != NULL && row < p->rows) {
+                h[k] = add_bf16_units(h[k], ring_unit(&ring, stage, 1, p->residual, p->x_ld, row, col, p->rows, p->cols,
+                                                      p->source_vector));
                 store_bf16_unit(p->h, p->x_ld, row, col, p->rows, p->cols, p->source_vector, h[k]);
-            }
-            if (i + 1 < ROWS) {
-                next_x[k] = load_unit(p->x, p->x_ld, row + 1, col, p->rows, p->cols, p->source_vector, DW_BF16);
-                if (p->residual != NULL) {
-                    next_residual[k] =
-                        load_unit(p->residual, p->x_ld, row + 1, col, p->rows, p->cols, p->source_vector, DW_BF16);
-                }
             }
             sum = sum_of_squares(h[k], sum);
         }
@@ -77,6 +84,13 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
             partial[i & 1][thread / 32] = sum;
         }
         __syncthreads();
+        if (ring.bulk && thread == 0 && i + ring.stages < ROWS && row + ring.stages < p->rows) {
+            ring_request(&ring, stage, p->x, p->residual, NULL, p->x_ld, row + ring.stages);
+        }
+        if (++stage == ring.stages) {
+            stage = 0;
+            parity ^= 1;
+        }
         sum = warp_sum(thread % 32 < warps ? partial[i & 1][thread % 32] : 0.0f);
         const float rstd = rsqrt_approx_f32(fmaf(sum, p->inverse_cols, p->eps));
         if (thread == 0 && row < p->rows) {
@@ -104,15 +118,17 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
     }
 }
 
-#define RMSNORM_ROW(NAME, BLOCK)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) { \
+#define RMSNORM_ROW(NAME, BLOCK)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)                                                       \
+        NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
         rmsnorm_quantize_row(&p, BLOCK);                                                                               \
     }
 
 RMSNORM_ROW(rmsnorm_quantize_row_bf16_e4m3_1x128__sm90, DW_BLOCK_1X128)
 RMSNORM_ROW(rmsnorm_quantize_row_bf16_e4m3_1x32__sm90, DW_BLOCK_1X32)
 
-/* ---- both ------------------------------------------------------------------------------------------------------------ */
+/* ---- both
+ * ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct rmsnorm_shared {
     square_tile_shared tile;
@@ -154,19 +170,33 @@ DW_DEVICE void row_statistics(const dw_cuda_rmsnorm_params *p, int row) {
     }
 }
 
-/* The tile of y: like load_tile, but what is read was written (h, rstd) or at least touched earlier in this kernel, so the
- * loads go to the L2 and never through the read-only path. */
+/* The tile of y. Waits for the statistics of its rows; what this kernel wrote (h, rstd) is read from the L2, never
+ * through the read-only path. */
 DW_DEVICE void normalized_tile(square_tile_units *t, rmsnorm_shared *s, const square_tile_place *at,
                                const dw_cuda_rmsnorm_params *p) {
     const uint16_t *matrix = (const uint16_t *)(p->residual != NULL ? p->h : p->x);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
     const int row0 = at->row0 + at->lane_row;
-    if (p->source_vector && tile_is_whole(at)) {
+    const bool whole = p->source_vector && tile_is_whole(at);
+    /* x is there from the start: its loads go out before the wait. h is only there after it. */
+    if (whole && p->residual == NULL) {
+#pragma unroll
+        for (int i = 0; i < LANE_ROWS; i++) {
+            t->v[i][0] = ld_global_nc_no_allocate_v4(matrix + (row0 + i) * p->x_ld + col);
+        }
+    }
+    if (threadIdx.x == 0) {
+        while (ld_acquire_gpu_global_u32(p->sync + 2 + at->row0 / TILE) < STATISTICS_TASKS) {
+            __nanosleep(64);
+        }
+    }
+    __syncthreads();
+    if (whole && p->residual != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
             t->v[i][0] = ld_global_cg_v4(matrix + (row0 + i) * p->x_ld + col);
         }
-    } else {
+    } else if (!whole) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
             uint32_t word[4] = {0, 0, 0, 0};
@@ -192,20 +222,14 @@ DW_DEVICE void normalized_tile(square_tile_units *t, rmsnorm_shared *s, const sq
 }
 
 DW_DEVICE void rmsnorm_tile(rmsnorm_shared *s, const dw_cuda_rmsnorm_params *p, int tile_row, int tile_col, int block) {
-    if (threadIdx.x == 0) {
-        while (ld_acquire_gpu_global_u32(p->sync + 2 + tile_row) < STATISTICS_TASKS) {
-            __nanosleep(64);
-        }
-    }
-    __syncthreads();
     const square_tile_place at = place_in_tile(tile_row * TILE, tile_col * TILE, p->rows, p->cols);
     square_tile_units t;
     normalized_tile(&t, s, &at, p);
     if (p->y != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
-            store_bf16_unit(p->y, p->x_ld, at.row0 + at.lane_row + i, at.col0 + lane_column(&at, 0, DW_BF16), at.rows, at.cols,
-                            p->source_vector, t.v[i][0]);
+            store_bf16_unit(p->y, p->x_ld, at.row0 + at.lane_row + i, at.col0 + lane_column(&at, 0, DW_BF16), at.rows,
+                            at.cols, p->source_vector, t.v[i][0]);
         }
     }
     quantize_square_tile(&s->tile, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
@@ -230,7 +254,8 @@ DW_DEVICE void rmsnorm_quantize_both(const dw_cuda_rmsnorm_params *p, int block)
         if (thread == 0) {
             s.ticket[~turn & 1] = atomicAdd(p->sync, 1u);
         }
-        /* The first `lead` bands' statistics, then by turns a band's statistics and the tiles of the band `lead` before. */
+        /* The first `lead` bands' statistics, then by turns a band's statistics and the tiles of the band `lead`
+         * before. */
         uint32_t band, inside;
         if (ticket < lead * STATISTICS_TASKS) {
             band = ticket / STATISTICS_TASKS;
@@ -263,8 +288,9 @@ DW_DEVICE void rmsnorm_quantize_both(const dw_cuda_rmsnorm_params *p, int block)
     }
 }
 
-#define RMSNORM_BOTH(NAME, BLOCK)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3) NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) { \
+#define RMSNORM_BOTH(NAME, BLOCK)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
+        NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
         rmsnorm_quantize_both(&p, BLOCK);                                                                              \
     }
 

@@ -1,4 +1,5 @@
-/* Row quantization of 16-byte units that threads hold in registers: the part that quantize_row and the fused norms share.
+/* Row quantization of 16-byte units that threads hold in registers: the part that quantize_row and the fused norms
+ * share.
  *
  * Lane `l` of a warp holds the unit at columns l * unit .. of a run of 32 units, so a block of B columns lies in
  * B / unit neighbouring lanes and its amax is a few butterfly shuffles. */
@@ -13,7 +14,8 @@ DW_DEVICE int block_columns(int block) {
 }
 
 /* The unit at (row, col), zeros outside. */
-DW_DEVICE uint4 load_unit(const void *matrix, int64_t ld, int row, int col, int rows, int cols, int vector, int source) {
+DW_DEVICE uint4 load_unit(const void *matrix, int64_t ld, int row, int col, int rows, int cols, int vector,
+                          int source) {
     const int size = source == DW_F32 ? 4 : 2;
     const char *start = (const char *)matrix + row * ld * size;
     if (row >= rows || col >= cols) {

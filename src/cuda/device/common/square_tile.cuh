@@ -1,15 +1,15 @@
-/* Quantization of a 128x128 tile in registers, along its rows, along its columns, or as one square block: the part shared
- * by every kernel that writes a transposed result.
+/* Quantization of a 128x128 tile in registers, along its rows, along its columns, or as one square block: the part
+ * shared by every kernel that writes a transposed result.
  *
  * Who holds what: 256 threads, 8 warps. Warp w, lane (half, l), half = lane / 16, l = lane % 16, holds rows
  * 16 w + 8 half + (0..7) of the columns of its units: 16 bytes at column l * unit and, for FP32, a second 16 bytes 64
- * columns on. So a half warp reads 256 contiguous bytes of one row, row amax is a shuffle among 16 lanes or fewer, column
- * amax is first a maximum inside the lane, and a lane owns 8 consecutive rows of a column: 8 bytes of the transposed
- * result.
+ * columns on. So a half warp reads 256 contiguous bytes of one row, row amax is a shuffle among 16 lanes or fewer,
+ * column amax is first a maximum inside the lane, and a lane owns 8 consecutive rows of a column: 8 bytes of the
+ * transposed result.
  *
- * The transposed bytes pass through shared memory, [128 columns][128 bytes]. Lanes of a half warp write 8-byte chunks of
- * 16 different columns at the same chunk index; XOR with the writer's l spreads them over all banks, and the reader, who
- * takes 16 bytes of a column, undoes it (an odd XOR swaps the halves of its 16 bytes). */
+ * The transposed bytes pass through shared memory, [128 columns][128 bytes]. Lanes of a half warp write 8-byte chunks
+ * of 16 different columns at the same chunk index; XOR with the writer's l spreads them over all banks, and the reader,
+ * who takes 16 bytes of a column, undoes it (an odd XOR swaps the halves of its 16 bytes). */
 #ifndef DW_DEVICE_SQUARE_TILE_CUH
 #define DW_DEVICE_SQUARE_TILE_CUH
 
@@ -35,10 +35,10 @@ typedef struct square_tile_units {
 } square_tile_units;
 
 typedef struct square_tile_place {
-    int row0, col0;  /* of the tile */
-    int rows, cols;  /* of the matrix */
-    int lane_row;    /* first of this lane's rows, in the tile */
-    int lane_unit;   /* l */
+    int row0, col0; /* of the tile */
+    int rows, cols; /* of the matrix */
+    int lane_row;   /* first of this lane's rows, in the tile */
+    int lane_unit;  /* l */
 } square_tile_place;
 
 DW_DEVICE square_tile_place place_in_tile(int row0, int col0, int rows, int cols) {
@@ -94,8 +94,8 @@ DW_DEVICE void load_tile(square_tile_units *t, const square_tile_place *at, cons
     }
 }
 
-/* Stops the compiler from keeping what it computed from the units before this point: without it the unpacked floats of one
- * orientation are held for the other, twice the registers the packed tile takes. */
+/* Stops the compiler from keeping what it computed from the units before this point: without it the unpacked floats of
+ * one orientation are held for the other, twice the registers the packed tile takes. */
 DW_DEVICE void forget_unpacked(square_tile_units *t, int source) {
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -106,11 +106,12 @@ DW_DEVICE void forget_unpacked(square_tile_units *t, int source) {
     }
 }
 
-/* ---- along rows ---------------------------------------------------------------------------------------------------- */
+/* ---- along rows ----------------------------------------------------------------------------------------------------
+ */
 
 /* Stores the bytes of one row of this lane. `whole`: as below. */
-DW_DEVICE void store_tile_row(const dw_cuda_quantized *out, const square_tile_place *at, const square_tile_units *t, int i,
-                              float inverse0, float inverse1, bool whole, int source, int element) {
+DW_DEVICE void store_tile_row(const dw_cuda_quantized *out, const square_tile_place *at, const square_tile_units *t,
+                              int i, float inverse0, float inverse1, bool whole, int source, int element) {
     const int n = unit_elements(source), units = source == DW_F32 ? 2 : 1;
     const int row = at->row0 + at->lane_row + i;
 #pragma unroll
@@ -185,7 +186,8 @@ DW_DEVICE void quantize_tile_rows(square_tile_shared *s, const dw_cuda_quantized
     }
 }
 
-/* ---- along columns ------------------------------------------------------------------------------------------------- */
+/* ---- along columns -------------------------------------------------------------------------------------------------
+ */
 
 /* Column maxima over this warp's 16 rows, to shared memory. */
 DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_place *at, const square_tile_units *t,
@@ -259,8 +261,8 @@ DW_DEVICE void quantize_tile_columns(square_tile_shared *s, const square_tile_pl
 }
 
 /* The shared transpose to memory: 8 lanes write the 128 bytes of a column. */
-DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_quantized *out, const square_tile_place *at,
-                                  int source) {
+DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_quantized *out,
+                                  const square_tile_place *at, int source) {
     const bool whole = out->vector && tile_is_whole(at);
     const int chunk = (int)threadIdx.x % 8;
 #pragma unroll
@@ -287,13 +289,15 @@ DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_qua
     }
 }
 
-/* ---- the whole tile -------------------------------------------------------------------------------------------------- */
+/* ---- the whole tile
+ * -------------------------------------------------------------------------------------------------- */
 
 /* 1xB blocks of a tile held in registers, in the orientations asked for. Begins with `s` free and ends with it in use:
  * a caller that goes on to another tile puts a barrier between. */
-DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantized *row, const dw_cuda_quantized *transposed,
-                                    const square_tile_place *at, square_tile_units *t, uint32_t round_add,
-                                    bool want_row, bool want_transposed, int source, int element, int block) {
+DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantized *row,
+                                    const dw_cuda_quantized *transposed, const square_tile_place *at,
+                                    square_tile_units *t, uint32_t round_add, bool want_row, bool want_transposed,
+                                    int source, int element, int block) {
     const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
     if (want_transposed) {
         column_amax_partial(s, at, t, source);

@@ -1,14 +1,14 @@
-/* swiglu_backward_quantize_<halves|interleaved>_bf16_e4m3_<block>: the gradient of the gate-up matrix from the gradient of
- * the activation, quantized in either or both orientations.
+/* swiglu_backward_quantize_<halves|interleaved>_bf16_e4m3_<block>: the gradient of the gate-up matrix from the gradient
+ * of the activation, quantized in either or both orientations.
  *
  * Floor, per element of the activation: 2 bytes of dy and 4 of gate-up read, 2 written an orientation (4 more where the
  * BF16 gradient is wanted): 10 bytes for both.
  *
  * Plan: halves (`inner` must be a multiple of 128, so that no block of the gradient spans gate and up): a block takes a
  * 128x128 tile of the activation, so two tiles of the gradient. Gate's stays in registers; up's
- * waits in shared memory, each lane its own units (32 KiB, no barrier), and is quantized second. Interleaved: a block takes
- * 128x64 of the activation, which is one 128x128 tile of the gradient. Loads go in batches of BATCH rows, 3 (2) independent
- * loads a row. */
+ * waits in shared memory, each lane its own units (32 KiB, no barrier), and is quantized second. Interleaved: a block
+ * takes 128x64 of the activation, which is one 128x128 tile of the gradient. Loads go in batches of BATCH rows, 3 (2)
+ * independent loads a row. */
 #include "common/gated_tile.cuh"
 
 #define BATCH 2
@@ -19,8 +19,8 @@ typedef struct backward_shared {
 } backward_shared;
 
 /* Gate's units into `t`, up's into `up`. */
-DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TILE_THREADS], const square_tile_place *at,
-                                    const dw_cuda_swiglu_params *p) {
+DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TILE_THREADS],
+                                    const square_tile_place *at, const dw_cuda_swiglu_params *p) {
     const gate_form form = gate_form_of(p);
     const bool whole = p->source_vector && tile_is_whole(at);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
@@ -65,7 +65,8 @@ DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TI
 }
 
 /* A tile of the gradient whose columns alternate gate and up; `at` places it in the [rows, 2 * inner] matrix. */
-DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile_place *at, const dw_cuda_swiglu_params *p) {
+DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile_place *at,
+                                         const dw_cuda_swiglu_params *p) {
     const gate_form form = gate_form_of(p);
     const bool whole = p->source_vector && tile_is_whole(at);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
@@ -98,7 +99,8 @@ DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile
             for (int j = 0; j < 4; j++) {
                 const uint32_t pair = unit_word(gu[i], j), dw = j < 2 ? dy[i].x : dy[i].y;
                 float dg, du;
-                gated_backward(&form, low_bf16(pair), high_bf16(pair), j % 2 == 0 ? low_bf16(dw) : high_bf16(dw), &dg, &du);
+                gated_backward(&form, low_bf16(pair), high_bf16(pair), j % 2 == 0 ? low_bf16(dw) : high_bf16(dw), &dg,
+                               &du);
                 word[j] = cvt_rn_bf16x2_f32(du, dg);
             }
             t->v[batch + i][0] = make_uint4(word[0], word[1], word[2], word[3]);
@@ -112,12 +114,12 @@ DW_DEVICE void finish_tile(square_tile_shared *s, const dw_cuda_swiglu_params *p
     if (p->out != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
-            store_bf16_unit(p->out, p->out_ld, at->row0 + at->lane_row + i, at->col0 + lane_column(at, 0, DW_BF16), at->rows,
-                            at->cols, p->source_vector, t->v[i][0]);
+            store_bf16_unit(p->out, p->out_ld, at->row0 + at->lane_row + i, at->col0 + lane_column(at, 0, DW_BF16),
+                            at->rows, at->cols, p->source_vector, t->v[i][0]);
         }
     }
-    quantize_square_tile(s, &p->row, &p->transposed, at, t, p->round_add, p->row.data != NULL, p->transposed.data != NULL,
-                         DW_BF16, DW_E4M3, block);
+    quantize_square_tile(s, &p->row, &p->transposed, at, t, p->round_add, p->row.data != NULL,
+                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
 }
 
 DW_DEVICE void swiglu_backward_halves(const dw_cuda_swiglu_params *p, int block) {
@@ -149,8 +151,9 @@ DW_DEVICE void swiglu_backward_interleaved(const dw_cuda_swiglu_params *p, int b
     finish_tile(s, p, &at, &t, block);
 }
 
-#define SWIGLU_BACKWARD(NAME, BODY, BLOCK)                                                                              \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3) NAME(const __grid_constant__ dw_cuda_swiglu_params p) { \
+#define SWIGLU_BACKWARD(NAME, BODY, BLOCK)                                                                             \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
+        NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
         BODY(&p, BLOCK);                                                                                               \
     }
 

@@ -1,12 +1,13 @@
 /* swiglu_quantize_<halves|interleaved>_bf16_e4m3_<block>: a = act(gate) * up, quantized in either or both orientations.
  *
- * Floor: 4 bytes read an element of `a` (gate and up), 1 written an orientation (2 more where the BF16 result is wanted).
- * Two special-function instructions an element (exponential, reciprocal) take 40% of their unit at an H200's bandwidth.
+ * Floor: 4 bytes read an element of `a` (gate and up), 1 written an orientation (2 more where the BF16 result is
+ * wanted). Two special-function instructions an element (exponential, reciprocal) take 40% of their unit at an H200's
+ * bandwidth.
  *
- * Plan: as quantize_both (one 128x128 tile of `a` a block, square_tile.cuh), with the tile computed instead of loaded: a
- * lane reads gate and up of its 8 rows in two batches of 4 rows, 8 independent 16-byte loads each, and keeps only the packed
- * BF16 result. Interleaved input puts a lane's 8 gates and 8 ups into 32 consecutive bytes, read as two 16-byte halves
- * through L1. */
+ * Plan: as quantize_both (one 128x128 tile of `a` a block, square_tile.cuh), with the tile computed instead of loaded:
+ * a lane reads gate and up of its 8 rows in two batches of 4 rows, 8 independent 16-byte loads each, and keeps only the
+ * packed BF16 result. Interleaved input puts a lane's 8 gates and 8 ups into 32 consecutive bytes, read as two 16-byte
+ * halves through L1. */
 #include "common/gated_tile.cuh"
 
 #define BATCH 4
@@ -46,8 +47,10 @@ DW_DEVICE void swiglu_tile(square_tile_units *t, const square_tile_place *at, co
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 const uint16_t *row = from + (batch + i) * p->gate_up_ld;
-                first[i] = interleaved ? ld_global_nc_v4(row + first_col) : ld_global_nc_no_allocate_v4(row + first_col);
-                second[i] = interleaved ? ld_global_nc_v4(row + second_col) : ld_global_nc_no_allocate_v4(row + second_col);
+                first[i] =
+                    interleaved ? ld_global_nc_v4(row + first_col) : ld_global_nc_no_allocate_v4(row + first_col);
+                second[i] =
+                    interleaved ? ld_global_nc_v4(row + second_col) : ld_global_nc_no_allocate_v4(row + second_col);
             }
         } else {
 #pragma unroll
@@ -77,16 +80,17 @@ DW_DEVICE void swiglu_quantize(const dw_cuda_swiglu_params *p, bool interleaved,
     if (p->out != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
-            store_bf16_unit(p->out, p->out_ld, at.row0 + at.lane_row + i, at.col0 + lane_column(&at, 0, DW_BF16), at.rows,
-                            at.cols, p->source_vector, t.v[i][0]);
+            store_bf16_unit(p->out, p->out_ld, at.row0 + at.lane_row + i, at.col0 + lane_column(&at, 0, DW_BF16),
+                            at.rows, at.cols, p->source_vector, t.v[i][0]);
         }
     }
-    quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL, p->transposed.data != NULL,
-                         DW_BF16, DW_E4M3, block);
+    quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
+                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
 }
 
-#define SWIGLU_QUANTIZE(NAME, INTERLEAVED, BLOCK)                                                                       \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3) NAME(const __grid_constant__ dw_cuda_swiglu_params p) { \
+#define SWIGLU_QUANTIZE(NAME, INTERLEAVED, BLOCK)                                                                      \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
+        NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
         swiglu_quantize(&p, INTERLEAVED, BLOCK);                                                                       \
     }
 
