@@ -20,13 +20,14 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 /* Whole rows while they fit, 128 of them where blocks are square; rows too wide for that are cut across. */
 static void choose_extent(const cli_item *item, int64_t *rows, int64_t *cols) {
-    int64_t elements = CLI_TILE_BYTES / (int64_t)dw_dtype_size(item->high), width = item->source->shape[1];
+    int64_t elements = CLI_TILE_BYTES / (int64_t)dw_dtype_size(item->high), height = item->source->shape[0],
+            width = item->source->shape[1];
     *cols = width;
     if (width <= elements / EDGE)
         *rows = elements / width / EDGE * EDGE;
     else if (block_rows(item) == EDGE) {
         *rows = EDGE;
-        *cols = elements / EDGE / EDGE * EDGE;
+        *cols = elements / (height < EDGE ? height : EDGE) / EDGE * EDGE;
     } else if (width <= elements)
         *rows = elements / width;
     else {
