@@ -13,6 +13,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
 fi
 pip=("$venv/bin/python" -m pip --disable-pip-version-check -qq)
 echo "Installing Python packages into $venv (minutes, the first time)"
+"${pip[@]}" install --progress-bar off "pip>=25" # what a distribution brings may be too old for the build's options
 "${pip[@]}" install --progress-bar off -r requirements.txt
 
 # pip --target does not look at what is there already, so this step keeps a copy of the list it last installed.
