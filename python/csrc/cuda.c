@@ -1,31 +1,34 @@
 /* The GPU calls of a training step: quantize, multiply, cross-entropy. They take positional integers only (addresses,
  * extents, enumeration values), because they stand between a module's forward and its launches: parsing costs well
  * under a microsecond. The GIL is kept: each call enqueues and returns. */
-#include "module.h"
+#include "integers.h"
 
 #include "deepwell/cross_entropy.h"
 #include "deepwell/cuda.h"
 
-/* Reads `count` integers. 0 with an exception set when there are more or fewer, or one is no integer. */
-static int read_integers(const char *function, PyObject *const *arguments, Py_ssize_t given, Py_ssize_t count,
-                         long long *values) {
-    if (given != count) {
-        PyErr_Format(PyExc_TypeError, "%s takes %zd integers, got %zd", function, count, given);
+int read_numbers(const char *function, PyObject *const *arguments, Py_ssize_t given, Py_ssize_t count,
+                 long long *integers, Py_ssize_t floats, double *reals) {
+    if (given != count + floats) {
+        PyErr_Format(PyExc_TypeError, "%s takes %zd numbers, got %zd", function, count + floats, given);
         return 0;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
-        values[i] = PyLong_AsLongLong(arguments[i]);
-        if (values[i] == -1 && PyErr_Occurred()) return 0;
+        integers[i] = PyLong_AsLongLong(arguments[i]);
+        if (integers[i] == -1 && PyErr_Occurred()) return 0;
+    }
+    for (Py_ssize_t i = 0; i < floats; i++) {
+        reals[i] = PyFloat_AsDouble(arguments[count + i]);
+        if (reals[i] == -1.0 && PyErr_Occurred()) return 0;
     }
     return 1;
 }
 
-static void *address(long long value) {
+void *address(long long value) {
     return (void *)(intptr_t)value;
 }
 
-static dw_tensor device_matrix(long long data, dw_dtype dtype, long long rows, long long cols, long long ld,
-                               long long device) {
+dw_tensor device_matrix(long long data, dw_dtype dtype, long long rows, long long cols, long long ld,
+                        long long device) {
     dw_tensor view = dw_matrix(address(data), dtype, rows, cols);
     view.strides[0] = ld;
     view.device_type = DW_DEVICE_CUDA;
@@ -33,8 +36,7 @@ static dw_tensor device_matrix(long long data, dw_dtype dtype, long long rows, l
     return view;
 }
 
-/* FP32 scales of a [rows, cols] matrix as dw_gemm reads them on Hopper. */
-static dw_tensor factor_view(long long data, long long rows, long long cols, dw_block block, long long device) {
+dw_tensor factor_view(long long data, long long rows, long long cols, dw_block block, long long device) {
     int64_t across = (cols + 127) / 128;
     bool square = block == DW_BLOCK_128X128;
     dw_tensor view = device_matrix(data, DW_F32, square ? (rows + 127) / 128 : rows, across, 0, device);
@@ -43,7 +45,7 @@ static dw_tensor factor_view(long long data, long long rows, long long cols, dw_
     return view;
 }
 
-static PyObject *outcome(PyObject *module, dw_status status) {
+PyObject *outcome(PyObject *module, dw_status status) {
     if (status != DW_OK) return raise_status(module, status);
     Py_RETURN_NONE;
 }
@@ -69,7 +71,7 @@ PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ss
         COUNT
     };
     long long v[COUNT];
-    if (!read_integers("cuda_quantize", arguments, given, COUNT, v)) return NULL;
+    if (!read_numbers("cuda_quantize", arguments, given, COUNT, v, 0, NULL)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
     dw_quantize_spec spec = {(dw_dtype)v[ELEMENT], (dw_block)v[BLOCK], (dw_rounding)v[ROUNDING], DW_SCALE_ROW};
@@ -111,7 +113,7 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         COUNT
     };
     long long v[COUNT];
-    if (!read_integers("cuda_gemm", arguments, given, COUNT, v)) return NULL;
+    if (!read_numbers("cuda_gemm", arguments, given, COUNT, v, 0, NULL)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
     dw_gemm_args args = {
@@ -157,7 +159,7 @@ PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, 
         COUNT
     };
     long long v[COUNT];
-    if (!read_integers("cuda_cross_entropy", arguments, given, COUNT, v)) return NULL;
+    if (!read_numbers("cuda_cross_entropy", arguments, given, COUNT, v, 0, NULL)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
     dw_cross_entropy_args args = {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from . import analyze, convert, registry
+from . import analyze, convert, fuse, registry
 from .errors import InvalidArgumentError
 from .explanation import Explanation
-from .plan import KEEP, ModelFacts, Plan, make_plan, parse_options
+from .plan import ModelFacts, Plan, make_plan, parse_options
 
 _PLAN = "_deepwell_plan"
 
@@ -80,7 +81,9 @@ def optimize(
     known = model.__dict__.get(_PLAN)
     if known is None:
         known = make_plan(analyze.analyze(model, precision), options)
-        _apply(model, known)
+        fusions = fuse.find(model, known) if options.device == "hopper" else []
+        known = dataclasses.replace(known, decisions=(*known.decisions, *(f.decision for f in fusions)))
+        _apply(model, known, fusions)
     elif known.options != options:
         raise InvalidArgumentError(
             f"this {type(model).__name__} is optimized already, with other arguments; "
@@ -106,6 +109,7 @@ def restore(model: nn.Module) -> nn.Module:
     for module in converted:
         convert.revert(module)
     for module in modules:
+        fuse.restore_loss(module)
         module.__dict__.pop(_PLAN, None)
     return model
 
@@ -131,12 +135,12 @@ def carries_plan(module: nn.Module) -> bool:
     return _PLAN in module.__dict__
 
 
-def _apply(model: nn.Module, plan: Plan) -> None:
+def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None:
     """Converts as planned: all of it, or on failure nothing."""
     done: list[nn.Module] = []
     try:
         for decision in plan.decisions:
-            if decision.action == KEEP:
+            if not decision.converted:
                 continue
             module = model.get_submodule(decision.name)
             if decision.kernel == "deepwell":
@@ -144,8 +148,13 @@ def _apply(model: nn.Module, plan: Plan) -> None:
             else:
                 convert.convert_to_kernel(module, registry.registered(decision.kind, plan.options.precision))
             done.append(module)
+        for fusion in fusions:
+            fusion.apply()
+            if fusion.module is not None:
+                done.append(fusion.module)
     except BaseException:
         for module in done:
             convert.revert(module)
+        fuse.restore_loss(model)
         raise
     model.__dict__[_PLAN] = plan

@@ -83,20 +83,32 @@ class KernelModule(Converted):
         return registry.registered(*self.__dict__[KERNEL]).forward(self, *args, **kwargs)
 
 
-_BEHAVIOURS = {behaviour.__name__: behaviour for behaviour in (MXLinear, KernelModule)}
-_classes: dict[str, weakref.WeakKeyDictionary[type, type]] = {name: weakref.WeakKeyDictionary() for name in _BEHAVIOURS}
+_BEHAVIOURS: dict[str, type[Converted]] = {}
+_classes: dict[str, weakref.WeakKeyDictionary[type, type]] = {}
+_attributes: set[str] = set()  # what conversion leaves in modules' __dict__
+
+
+def register_behaviour(behaviour: type[Converted], *attributes: str) -> None:
+    """Makes a kind of forward known; `attributes` are what its modules carry and lose again when reverted."""
+    _BEHAVIOURS[behaviour.__name__] = behaviour
+    _classes[behaviour.__name__] = weakref.WeakKeyDictionary()
+    _attributes.update(attributes)
+
+
+register_behaviour(MXLinear, RECIPE)
+register_behaviour(KernelModule, KERNEL)
 
 
 def convert_linear(module: nn.Module, recipe: Recipe) -> None:
     """Makes `module`, an nn.Linear, run through deepwell::mx_linear."""
     module.__dict__[RECIPE] = str(recipe)
-    _swap(module, "MXLinear", RECIPE)
+    swap(module, MXLinear)
 
 
 def convert_to_kernel(module: nn.Module, kernel: registry.RegisteredKernel) -> None:
     """Makes `module` run `kernel`."""
     module.__dict__[KERNEL] = (kernel.kind, kernel.precision)
-    _swap(module, "KernelModule", KERNEL)
+    swap(module, KernelModule)
 
 
 def is_converted(module: nn.Module) -> bool:
@@ -116,8 +128,7 @@ def check_revertible(module: nn.Module) -> None:
 def revert(module: nn.Module) -> None:
     """Gives a converted module its own class back."""
     module.__class__ = type(module)._deepwell_original  # type: ignore[attr-defined]
-    module.__dict__.pop(RECIPE, None)
-    module.__dict__.pop(KERNEL, None)
+    _drop_attributes(module)
 
 
 def converted_class(behaviour: str, original: type) -> type:
@@ -141,11 +152,17 @@ def converted_class(behaviour: str, original: type) -> type:
     return known
 
 
-def _swap(module: nn.Module, behaviour: str, attribute: str) -> None:
+def _drop_attributes(module: nn.Module) -> None:
+    for attribute in _attributes:
+        module.__dict__.pop(attribute, None)
+
+
+def swap(module: nn.Module, behaviour: type[Converted]) -> None:
+    """Gives `module` this behaviour's forward."""
     try:
-        module.__class__ = converted_class(behaviour, type(module))
+        module.__class__ = converted_class(behaviour.__name__, type(module))
     except TypeError as error:
-        del module.__dict__[attribute]
+        _drop_attributes(module)
         raise UnsupportedError(f"cannot convert a {type(module).__name__}: {error}; name it in skip") from error
 
 

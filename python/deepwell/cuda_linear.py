@@ -39,14 +39,22 @@ _QUANTIZED = "_deepwell_quantized"
 
 
 class Form:
-    """One orientation of a quantized matrix: FP8 bytes [rows, cols] and behind them the FP32 scales, in one buffer."""
+    """One orientation of a quantized matrix: FP8 bytes [rows, cols], `ld` apart, and the FP32 scales, in one buffer."""
 
-    __slots__ = ("address", "buffer", "cols", "rows", "scale_address")
+    __slots__ = ("address", "buffer", "cols", "ld", "rows", "scale_address")
 
     def __init__(self, buffer: Tensor, rows: int, cols: int) -> None:
-        self.buffer, self.rows, self.cols = buffer, rows, cols
+        self.buffer, self.rows, self.cols, self.ld = buffer, rows, cols, cols
         self.address = buffer.data_ptr()
         self.scale_address = self.address + scale_offset(rows, cols)
+
+    def columns(self, first: int, count: int) -> Form:
+        """A part of a matrix in blocks of 1x128, as a view. first is a multiple of 128."""
+        part = Form.__new__(Form)
+        part.buffer, part.rows, part.cols, part.ld = self.buffer, self.rows, count, self.ld
+        part.address = self.address + first
+        part.scale_address = self.scale_address + 4 * (first // 128) * self.rows
+        return part
 
 
 class Quantized:
@@ -151,6 +159,24 @@ def attach_quantized(x: Tensor, quantized: Quantized) -> None:
     x.__dict__[_QUANTIZED] = quantized
 
 
+# A norm learns from its first outputs whether converted layers read them: 0 none, 1 row-wise, 2 transposed as well.
+FEEDS = "_deepwell_feeds"
+_PRODUCER = "_deepwell_producer"
+
+
+def tag_producer(y: Tensor, module: Any) -> None:
+    """Says which module made `y`."""
+    y.__dict__[_PRODUCER] = weakref.ref(module)
+
+
+def note_consumer(x: Tensor, needs_transposed: bool) -> None:
+    """Tells the norm that made `x`, if one did, that a converted layer reads it."""
+    producer = x.__dict__.get(_PRODUCER)
+    module = producer() if producer is not None else None
+    if module is not None:
+        module.__dict__[FEEDS] = max(module.__dict__.get(FEEDS, 0), 2 if needs_transposed else 1)
+
+
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,31 +263,32 @@ def _workspace(device: torch.device, stream: int) -> Tensor:
     return known
 
 
-def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = None) -> None:
-    """out = a [M, K] · b [N, K]^T (+ bias), dense as [M, N]; a in blocks of 1x128."""
+def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = None, accumulate: bool = False) -> None:
+    """out = a [M, K] · b [N, K]^T (+ bias) (+ out); a in blocks of 1x128. out has inner stride 1 and either two
+    dimensions or is dense as [M, N]."""
     device = out.device
     stream = stream_of(device)
     workspace = _workspace(device, stream)
     _core.cuda_gemm(
         a.address,
         E4M3,
-        a.cols,
+        a.ld,
         SCALING_1X128,
         a.scale_address,
         b.address,
         E4M3,
-        b.cols,
+        b.ld,
         b_scaling,
         b.scale_address,
         out.data_ptr(),
         DTYPE[out.dtype],
-        b.rows,
+        out.stride(0) if out.dim() == 2 else b.rows,
         a.rows,
         b.rows,
         a.cols,
         0 if bias is None else bias.data_ptr(),
         0 if bias is None else DTYPE[bias.dtype],
-        0,
+        int(accumulate),
         workspace.data_ptr(),
         WORKSPACE_BYTES,
         device.index,
@@ -362,6 +389,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtyp
         )
     grad = torch.is_grad_enabled()
     save_x = grad and weight.requires_grad
+    note_consumer(x, save_x)
     xq = quantized_activation(x, True, save_x)
     wq = quantized_weight(weight, True, grad and x.requires_grad)
     return Linear.apply(x, weight, bias, xq, wq, out_dtype, save_x)

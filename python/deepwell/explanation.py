@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .plan import Decision, Plan
+from .plan import FUSE, KEEP, Decision, Plan
 
 _HEADINGS = ("layer", "type", "size", "action", "precision", "blocks", "FLOPs", "why")
 
@@ -33,21 +34,24 @@ class Explanation:
         """The sentences under the table."""
         plan = self.plan
         converted = len(plan.converted)
-        kept = len(plan.decisions) - converted
+        kept = sum(d.action == KEEP for d in plan.decisions)
+        fused = Counter(d.kind for d in plan.decisions if d.action == FUSE)
         recipe = plan.recipe
         covered = sum(d.parameters for d in plan.converted)
         return [
-            f"{plan.model}: {converted} of {len(plan.decisions)} layers converted to {plan.options.precision} "
+            f"{plan.model}: {converted} of {converted + kept} layers converted to {plan.options.precision} "
             f"({recipe.element.upper()}, {recipe.rounding} scales, blocks {recipe.activation_block}, weights "
             f"{recipe.weight_block}), {kept} left alone.",
             f"{100 * plan.flops_share:.1f}% of the linear layers' FLOPs and {100 * covered / plan.parameters:.1f}% of "
             f"the {plan.parameters:,} parameters are in converted layers; target {plan.options.target}.",
+            *([f"Fused with the quantization around them: {_counts(fused)}."] if fused else []),
             *plan.notes,
         ]
 
     def to_json(self, indent: int | None = 2) -> str:
         """{"model", "precision", "target", "strategy", "block_size", "skip", "only", "forced", "recipe": {...},
-        "parameters", "converted", "kept", "flops_share", "notes": [...], "decisions": [{name, kind, action, ...}]}"""
+        "parameters", "converted", "kept", "fused", "flops_share", "notes": [...],
+        "decisions": [{name, kind, action, ...}]}"""
         plan = self.plan
         document = {
             "model": plan.model,
@@ -55,7 +59,8 @@ class Explanation:
             "recipe": dataclasses.asdict(plan.recipe),
             "parameters": plan.parameters,
             "converted": len(plan.converted),
-            "kept": len(plan.decisions) - len(plan.converted),
+            "kept": sum(d.action == KEEP for d in plan.decisions),
+            "fused": sum(d.action == FUSE for d in plan.decisions),
             "flops_share": plan.flops_share,
             "notes": list(plan.notes),
             "decisions": [dataclasses.asdict(d) for d in plan.decisions],
@@ -80,6 +85,10 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){body{background:#12161c;color:#dce3ec}th,td{border-color:#2b333d}"
     "tr.keep td{color:#8a94a3}}"
 )
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
 
 
 def _cells(d: Decision) -> tuple[str, ...]:

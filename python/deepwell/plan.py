@@ -17,7 +17,7 @@ STRATEGIES = ("auto", "mxfp8_dense", "mxfp8_moe", "bf16_fused")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_EXTENT = 32  # one MX block
 HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of whole 16 bytes
-CONVERT, KEEP = "convert", "keep"
+CONVERT, KEEP, FUSE = "convert", "keep", "fuse"
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one layer. action: "convert" or "keep"; reason: why, in words. For a kept layer precision is its
-    own dtype and block is "". flops_share: its part of the multiplications of all linear layers for one token."""
+    """What happens to one layer. action: "convert" (FP8 operands), "fuse" (its own precision, in one kernel with the
+    quantization around it) or "keep"; reason: why, in words. Unless converted, precision is its own dtype and block is
+    "". flops_share: its part of the multiplications of all linear layers for one token."""
 
     name: str
     kind: str

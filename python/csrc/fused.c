@@ -1,0 +1,144 @@
+/* RMSNorm and gated activations that quantize their results, on the GPU. Positional integers, then floats, as in
+ * cuda.c.
+ */
+#include "integers.h"
+
+#include "deepwell/fused.h"
+
+static const dw_quantize_spec SPEC = {DW_E4M3, DW_BLOCK_1X128, DW_ROUND_RCEIL, DW_SCALE_ROW};
+
+/* One orientation of a quantized result, dense, with FP32 scales. */
+static dw_quantized form_view(long long data, long long scale, long long rows, long long cols, long long device) {
+    return (dw_quantized){device_matrix(data, DW_E4M3, rows, cols, cols, device),
+                          factor_view(scale, rows, cols, DW_BLOCK_1X128, device)};
+}
+
+static dw_tensor device_vector(long long data, dw_dtype dtype, long long count, long long device) {
+    dw_tensor view = device_matrix(data, dtype, count, 1, 1, device);
+    view.rank = 1;
+    return view;
+}
+
+PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        X,
+        ROWS,
+        COLS,
+        WEIGHT,
+        WEIGHT_DTYPE,
+        Y,
+        RSTD,
+        ROW,
+        ROW_SCALE,
+        TRANSPOSED,
+        TRANSPOSED_SCALE,
+        WORKSPACE,
+        WORKSPACE_BYTES,
+        DEVICE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    double f[2];
+    if (!read_numbers("cuda_rmsnorm", arguments, given, COUNT, v, 2, f)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[COLS], v[DEVICE]);
+    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[COLS], v[ROWS], v[DEVICE]);
+    dw_rmsnorm_quantize_args args = {
+        .x = device_matrix(v[X], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
+        .weight = device_vector(v[WEIGHT], (dw_dtype)v[WEIGHT_DTYPE], v[COLS], v[DEVICE]),
+        .eps = (float)f[0],
+        .weight_offset = (float)f[1],
+        .spec = SPEC,
+        .row = v[ROW] ? &row : NULL,
+        .transposed = v[TRANSPOSED] ? &transposed : NULL,
+        .y = device_matrix(v[Y], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
+        .rstd = device_vector(v[RSTD], DW_F32, v[ROWS], v[DEVICE]),
+        .workspace = address(v[WORKSPACE]),
+        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
+    };
+    return outcome(module, dw_rmsnorm_quantize(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_rmsnorm_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        DY,
+        H,
+        ROWS,
+        COLS,
+        WEIGHT,
+        WEIGHT_DTYPE,
+        RSTD,
+        DX,
+        DWEIGHT,
+        WORKSPACE,
+        WORKSPACE_BYTES,
+        DEVICE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    double offset;
+    if (!read_numbers("cuda_rmsnorm_backward", arguments, given, COUNT, v, 1, &offset)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_rmsnorm_backward_args args = {
+        .dy = device_matrix(v[DY], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
+        .h = device_matrix(v[H], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
+        .weight = device_vector(v[WEIGHT], (dw_dtype)v[WEIGHT_DTYPE], v[COLS], v[DEVICE]),
+        .weight_offset = (float)offset,
+        .rstd = device_vector(v[RSTD], DW_F32, v[ROWS], v[DEVICE]),
+        .dx = device_matrix(v[DX], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
+        .dweight = device_vector(v[DWEIGHT], (dw_dtype)v[WEIGHT_DTYPE], v[COLS], v[DEVICE]),
+        .workspace = address(v[WORKSPACE]),
+        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
+    };
+    return outcome(module, dw_rmsnorm_backward(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_rmsnorm_workspaces(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum { DEVICE, ROWS, COLS, COUNT };
+    long long v[COUNT];
+    if (!read_numbers("cuda_rmsnorm_workspaces", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    size_t backward;
+    dw_status status = dw_rmsnorm_backward_workspace_size((int)v[DEVICE], v[ROWS], v[COLS], &backward);
+    if (status != DW_OK) return raise_status(module, status);
+    return Py_BuildValue("(KK)", (unsigned long long)dw_rmsnorm_workspace_size(v[ROWS]), (unsigned long long)backward);
+}
+
+PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum { GATE_UP, ROWS, INNER, ROW, ROW_SCALE, TRANSPOSED, TRANSPOSED_SCALE, DEVICE, STREAM, COUNT };
+    long long v[COUNT];
+    if (!read_numbers("cuda_swiglu", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[INNER], v[DEVICE]);
+    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[INNER], v[ROWS], v[DEVICE]);
+    dw_swiglu_quantize_args args = {
+        .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], 2 * v[INNER], 2 * v[INNER], v[DEVICE]),
+        .spec = SPEC,
+        .row = v[ROW] ? &row : NULL,
+        .transposed = v[TRANSPOSED] ? &transposed : NULL,
+    };
+    return outcome(module, dw_swiglu_quantize(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum { DY, GATE_UP, ROWS, INNER, ROW, ROW_SCALE, TRANSPOSED, TRANSPOSED_SCALE, DEVICE, STREAM, COUNT };
+    long long v[COUNT];
+    if (!read_numbers("cuda_swiglu_backward", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    long long wide = 2 * v[INNER];
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], wide, v[DEVICE]);
+    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], wide, v[ROWS], v[DEVICE]);
+    dw_swiglu_backward_args args = {
+        .dy = device_matrix(v[DY], DW_BF16, v[ROWS], v[INNER], v[INNER], v[DEVICE]),
+        .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], wide, wide, v[DEVICE]),
+        .spec = SPEC,
+        .row = v[ROW] ? &row : NULL,
+        .transposed = v[TRANSPOSED] ? &transposed : NULL,
+    };
+    return outcome(module, dw_swiglu_backward_quantize(context, &args, address(v[STREAM])));
+}

@@ -1,0 +1,304 @@
+"""Norms, gated MLPs and the loss on Hopper GPUs, fused with the quantization around them.
+
+RMSNorm writes its output in BF16 and, once a converted linear layer was seen to read it, quantized in both orientations
+from the same pass; backward reads the saved input and one number per row.
+
+A gated MLP, down(silu(gate(x)) * up(x)), runs as one function: the gate and up products land side by side in one
+matrix, the activation is quantized as it is computed, and its gradient is quantized as it is computed too, so no
+high-precision activation or its gradient passes through memory on its own.
+
+Cross-entropy reads the logits in their own type, once forward and once backward.
+
+Everything falls back to the module's own forward where its conditions do not hold (another dtype, a number of tokens
+that is not a multiple of 16, a compiled graph, torch.func): the module computes the same thing there, only slower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _core
+from . import cuda_linear as cl
+from .cuda_linear import BLOCK_1X128, DTYPE, Form, Quantized, stream_of
+
+
+def eager(x: Tensor) -> bool:
+    """Whether fused code may run on `x`: dense BF16 on a GPU with tokens in whole groups, outside of tracing."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cuda"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and x.numel() > 0
+        and (x.numel() // x.shape[-1]) % cl.ROW_MULTIPLE == 0
+        and x.is_contiguous()
+        and x.data_ptr() % 16 == 0
+    )
+
+
+def _form(like: Tensor, rows: int, cols: int) -> Form:
+    buffer = torch.empty(cl.form_bytes(rows, cols, BLOCK_1X128), dtype=torch.uint8, device=like.device)
+    return Form(buffer, rows, cols)
+
+
+# ---- RMSNorm -------------------------------------------------------------------------------------------------------
+
+_zeroed: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _zeroed_workspace(device: torch.device, stream: int, size: int) -> Tensor:
+    """Memory that is zero and that every call leaves zero; one per stream, a fresh one inside a CUDA graph."""
+    if torch._C._cuda_isCurrentStreamCapturing():
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    key = (device.index, stream, size)
+    known = _zeroed.get(key)
+    if known is None:
+        known = _zeroed[key] = torch.zeros(size, dtype=torch.uint8, device=device)
+    return known
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantized: Quantized) -> Tensor:
+        cols = x.shape[-1]
+        rows = x.numel() // cols
+        device, stream = x.device, stream_of(x.device)
+        y = torch.empty_like(x)
+        rstd = torch.empty(rows, dtype=torch.float32, device=device)
+        row, transposed = quantized.row, quantized.transposed
+        workspace = _zeroed_workspace(device, stream, _core.cuda_rmsnorm_workspaces(device.index, rows, cols)[0])
+        _core.cuda_rmsnorm(
+            x.data_ptr(),
+            rows,
+            cols,
+            weight.data_ptr(),
+            DTYPE[weight.dtype],
+            y.data_ptr(),
+            rstd.data_ptr(),
+            row.address if row else 0,
+            row.scale_address if row else 0,
+            transposed.address if transposed else 0,
+            transposed.scale_address if transposed else 0,
+            workspace.data_ptr(),
+            workspace.numel(),
+            device.index,
+            stream,
+            eps,
+            offset,
+        )
+        ctx.save_for_backward(x, weight, rstd)
+        ctx.offset = offset
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        x, weight, rstd = ctx.saved_tensors
+        if not dy.is_contiguous() or dy.data_ptr() % 16:
+            dy = dy.clone(memory_format=torch.contiguous_format)
+        cols = x.shape[-1]
+        rows = x.numel() // cols
+        device = x.device
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        size = _core.cuda_rmsnorm_workspaces(device.index, rows, cols)[1]
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        _core.cuda_rmsnorm_backward(
+            dy.data_ptr(),
+            x.data_ptr(),
+            rows,
+            cols,
+            weight.data_ptr(),
+            DTYPE[weight.dtype],
+            rstd.data_ptr(),
+            dx.data_ptr(),
+            dweight.data_ptr(),
+            workspace.data_ptr(),
+            size,
+            device.index,
+            stream_of(device),
+            ctx.offset,
+        )
+        return dx, dweight if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """y = x * rsqrt(mean(x^2) + eps) * (weight + offset), rounded once, and its FP8 forms for its readers."""
+    feeds = module.__dict__.get(cl.FEEDS, 0)
+    cols = x.shape[-1]
+    rows = x.numel() // cols
+    quantized = Quantized(0)
+    quantized.row = _form(x, rows, cols)
+    if feeds == 2 and torch.is_grad_enabled():
+        quantized.transposed = _form(x, cols, rows)
+    y = _Norm.apply(x, weight, eps, offset, quantized)
+    if not y.is_inference():
+        cl.attach_quantized(y, quantized)
+    cl.tag_producer(y, module)
+    return y
+
+
+# ---- gated MLP -----------------------------------------------------------------------------------------------------
+
+
+def _half(gate_up: Tensor, inner: int, second: bool) -> Tensor:
+    return gate_up[:, inner:] if second else gate_up[:, :inner]
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        xq: Quantized,
+        forms: tuple[Quantized, Quantized, Quantized],
+        save: bool,
+    ) -> Tensor:
+        inner = gate.shape[0]
+        rows = x.numel() // x.shape[-1]
+        device = x.device
+        gate_up = torch.empty((rows, 2 * inner), dtype=torch.bfloat16, device=device)
+        x_row = cl._made(xq.row)
+        for half, form in enumerate(forms[:2]):
+            cl.gemm(x_row, cl._made(form.row), cl.SCALING_128X128, _half(gate_up, inner, half == 1))
+        a_row = _form(x, rows, inner)
+        a_t = _form(x, inner, rows) if save else None
+        _core.cuda_swiglu(
+            gate_up.data_ptr(),
+            rows,
+            inner,
+            a_row.address,
+            a_row.scale_address,
+            a_t.address if a_t else 0,
+            a_t.scale_address if a_t else 0,
+            device.index,
+            stream_of(device),
+        )
+        if a_t is not None:
+            ctx.save_for_backward(cl._made(xq.transposed).buffer, a_t.buffer, gate_up)
+            ctx.forms, ctx.like, ctx.inner = forms, x.shape, inner
+            ctx.dtypes = gate.dtype, down.dtype
+        return cl.product(a_row, cl._made(forms[2].row), None, x, x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        x_buffer, a_buffer, gate_up = ctx.saved_tensors
+        inner, hidden = ctx.inner, ctx.like[-1]
+        rows = gate_up.shape[0]
+        device = dy.device
+        gate_q, up_q, down_q = ctx.forms
+        dyq = cl.quantized_activation(dy, True, True)
+        ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows), ctx.dtypes[1])
+        da = cl.product(cl._made(dyq.row), cl._made(down_q.transposed), None, dy, torch.bfloat16)
+        both = _form(dy, rows, 2 * inner)
+        both_t = _form(dy, 2 * inner, rows)
+        _core.cuda_swiglu_backward(
+            da.data_ptr(),
+            gate_up.data_ptr(),
+            rows,
+            inner,
+            both.address,
+            both.scale_address,
+            both_t.address,
+            both_t.scale_address,
+            device.index,
+            stream_of(device),
+        )
+        del da
+        dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows), ctx.dtypes[0])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
+            flat = dx.view(rows, hidden)
+            for half, form in enumerate((gate_q, up_q)):
+                cl.gemm(
+                    both.columns(half * inner, inner),
+                    cl._made(form.transposed),
+                    cl.SCALING_128X128,
+                    flat,
+                    None,
+                    half == 1,
+                )
+        return dx, dgate_up[:inner], dgate_up[inner:], ddown, None, None, None
+
+
+def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """down · (silu(gate · x) * (up · x)). x [..., H] BF16; gate and up [I, H], down [H, I], all trainable or none."""
+    save = torch.is_grad_enabled() and gate.requires_grad
+    cl.note_consumer(x, save)
+    xq = cl.quantized_activation(x, True, save)
+    back = save and x.requires_grad
+    forms = (
+        cl.quantized_weight(gate, True, back),
+        cl.quantized_weight(up, True, back),
+        cl.quantized_weight(down, True, save),
+    )
+    return _GatedMLP.apply(x, gate, up, down, xq, forms, save)
+
+
+# ---- cross-entropy ---------------------------------------------------------------------------------------------------
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+        rows, vocabulary = logits.shape
+        device = logits.device
+        lse, loss = torch.empty((2, rows), dtype=torch.float32, device=device)
+        _core.cuda_cross_entropy(
+            logits.data_ptr(),
+            DTYPE[logits.dtype],
+            rows,
+            vocabulary,
+            logits.stride(0),
+            labels.data_ptr(),
+            ignore_index,
+            lse.data_ptr(),
+            loss.data_ptr(),
+            0,
+            0,
+            0,
+            0,
+            device.index,
+            stream_of(device),
+        )
+        ctx.save_for_backward(logits, labels, lse)
+        ctx.ignore_index = ignore_index
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dloss: Tensor) -> tuple:
+        logits, labels, lse = ctx.saved_tensors
+        rows, vocabulary = logits.shape
+        dlogits = torch.empty((rows, vocabulary), dtype=logits.dtype, device=logits.device)
+        _core.cuda_cross_entropy(
+            logits.data_ptr(),
+            DTYPE[logits.dtype],
+            rows,
+            vocabulary,
+            logits.stride(0),
+            labels.data_ptr(),
+            ctx.ignore_index,
+            lse.data_ptr(),
+            0,
+            dloss.data_ptr(),
+            dloss.stride(0),
+            dlogits.data_ptr(),
+            vocabulary,
+            logits.device.index,
+            stream_of(logits.device),
+        )
+        return dlogits, None, None
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Loss of each row: logits [rows, vocabulary] on a GPU, labels int64 [rows]; float32 [rows], 0 where ignored."""
+    if logits.stride(1) != 1 or logits.stride(0) < logits.shape[1]:
+        logits = logits.contiguous()
+    return _CrossEntropy.apply(logits, labels.contiguous(), ignore_index)
