@@ -13,14 +13,14 @@ typedef struct dw_context dw_context;
 typedef struct dw_context_options {
     /* CPU threads one operation may use. 0: DEEPWELL_THREADS, else the processors this process may run on. */
     int threads;
-    /* Widest CPU instruction set: "ref", "avx2" or "avx512". NULL: DEEPWELL_ISA, else the widest that both the processor
-     * and the operating system support. Naming one that this machine lacks is DW_ERROR_UNSUPPORTED. */
+    /* Widest CPU instruction set: "ref", "avx2" or "avx512". NULL: DEEPWELL_ISA, else the widest that both the
+     * processor and the operating system support. Naming one that this machine lacks is DW_ERROR_UNSUPPORTED. */
     const char *isa;
 } dw_context_options;
 
 /* Creates a context. `options` may be NULL for the defaults. Threads start with the first operation that wants them. A
- * context may be used by several threads at once; a child after fork() may use the context it inherited (its threads are
- * started anew). Errors: INVALID_ARGUMENT for a bad option or environment value, UNSUPPORTED, OUT_OF_MEMORY. */
+ * context may be used by several threads at once; a child after fork() may use the context it inherited (its threads
+ * are started anew). Errors: INVALID_ARGUMENT for a bad option or environment value, UNSUPPORTED, OUT_OF_MEMORY. */
 DW_API dw_status dw_context_create(const dw_context_options *options, dw_context **context);
 
 /* Ends the threads and frees the context. NULL is allowed. No other thread may be using it. */

@@ -1,8 +1,8 @@
 /* Deepwell's C API. Include this; the parts are documented where they stand.
  *
- * Conventions: functions that can fail return dw_status and write outputs only on DW_OK; dw_last_error() has the detail.
- * Tensors are views, the caller owns all memory. The library never allocates device memory and never synchronizes with a
- * device. Unless said otherwise a function may be called from any thread. */
+ * Conventions: functions that can fail return dw_status and write outputs only on DW_OK; dw_last_error() has the
+ * detail. Tensors are views, the caller owns all memory. The library never allocates device memory and never
+ * synchronizes with a device. Unless said otherwise a function may be called from any thread. */
 #ifndef DEEPWELL_H
 #define DEEPWELL_H
 

@@ -21,7 +21,7 @@ typedef enum dw_orientation {
 /* A row of the table as users see it. Masks have bit (1u << value) set for each value of the enumeration served. All
  * strings have static storage or live as long as the context. */
 typedef struct dw_kernel_info {
-    const char *name; /* grammar: operation_orientation_block__target, see docs/adding-a-kernel.md */
+    const char *name;   /* grammar: operation_orientation_block__target, see docs/adding-a-kernel.md */
     const char *target; /* "ref", "avx2", "avx512", "sm90", "sm100" */
     dw_operation operation;
     uint32_t orientations; /* of dw_orientation */
@@ -53,14 +53,14 @@ typedef struct dw_request {
     int32_t device_id;
 } dw_request;
 
-/* Which row serves the request: writes its index. When `explanation` is not NULL, up to `capacity` bytes (terminated) of
- * text go there: one line for each candidate row of the operation, chosen or rejected, with the reason.
- * Errors: UNSUPPORTED when no row serves it (the text says why). */
+/* Which row serves the request: writes its index. When `explanation` is not NULL, up to `capacity` bytes (terminated)
+ * of text go there: one line for each candidate row of the operation, chosen or rejected, with the reason. Errors:
+ * UNSUPPORTED when no row serves it (the text says why). */
 DW_API dw_status dw_dispatch(const dw_context *context, const dw_request *request, size_t *index, char *explanation,
                              size_t capacity);
 
-/* As dw_quantize and dw_dequantize, but with the kernel of this index; UNSUPPORTED when that row is not available or does
- * not serve the request. For tests and benchmarks. */
+/* As dw_quantize and dw_dequantize, but with the kernel of this index; UNSUPPORTED when that row is not available or
+ * does not serve the request. For tests and benchmarks. */
 DW_API dw_status dw_quantize_with(dw_context *context, size_t kernel, const dw_quantize_spec *spec,
                                   const dw_tensor *source, const dw_quantized *row, const dw_quantized *transposed,
                                   void *stream);
@@ -68,8 +68,8 @@ DW_API dw_status dw_dequantize_with(dw_context *context, size_t kernel, const dw
                                     const dw_quantized *source, const dw_tensor *target, void *stream);
 
 typedef struct dw_selftest_result {
-    int64_t cases;      /* format, shape and data combinations run */
-    int64_t mismatches; /* bytes that differ from the reference */
+    int64_t cases;            /* format, shape and data combinations run */
+    int64_t mismatches;       /* bytes that differ from the reference */
     char first_mismatch[192]; /* the first differing case, with its seed, in words; "" when none */
 } dw_selftest_result;
 

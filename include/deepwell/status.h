@@ -24,8 +24,8 @@ typedef enum dw_status {
     DW_ERROR_INVALID_ARGUMENT = 1, /* the caller broke the documented contract */
     DW_ERROR_UNSUPPORTED = 2,      /* a sensible request that no kernel or format here serves */
     DW_ERROR_OUT_OF_MEMORY = 3,
-    DW_ERROR_IO = 4,       /* the operating system refused; the text carries its reason */
-    DW_ERROR_CORRUPT = 5,  /* a file's content breaks its format */
+    DW_ERROR_IO = 4,      /* the operating system refused; the text carries its reason */
+    DW_ERROR_CORRUPT = 5, /* a file's content breaks its format */
     DW_ERROR_NOT_FOUND = 6,
     DW_ERROR_EXISTS = 7,
     DW_ERROR_CANCELLED = 8, /* a progress callback or a signal asked to stop */
@@ -36,8 +36,8 @@ typedef enum dw_status {
 /* "DW_OK", "DW_ERROR_IO", ...; "DW_ERROR_UNKNOWN" for any other value. Static storage. */
 DW_API const char *dw_status_name(dw_status status);
 
-/* One line about the last failure in the calling thread: what was wrong, what was expected, what to do. Empty before any
- * failure; unchanged by calls that succeed. Valid until the next failing call in the same thread. Never NULL. */
+/* One line about the last failure in the calling thread: what was wrong, what was expected, what to do. Empty before
+ * any failure; unchanged by calls that succeed. Valid until the next failing call in the same thread. Never NULL. */
 DW_API const char *dw_last_error(void);
 
 /* "MAJOR.MINOR.PATCH" of the library in use (the macros above are those of the header). */
