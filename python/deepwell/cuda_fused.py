@@ -130,9 +130,9 @@ def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> T
     rows = x.numel() // cols
     quantized = Quantized(0)
     quantized.row = _form(x, rows, cols)
-    if feeds == 2 and torch.is_grad_enabled():
-        quantized.transposed = _form(x, cols, rows)
     y = _Norm.apply(x, weight, eps, offset, quantized)
+    if feeds == 2 and torch.is_grad_enabled():
+        cl.quantize_into(quantized, y, rows, cols, BLOCK_1X128, False, True)
     if not y.is_inference():
         cl.attach_quantized(y, quantized)
     cl.tag_producer(y, module)
