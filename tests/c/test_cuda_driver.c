@@ -261,7 +261,7 @@ static void limits_are_raised_once(void **state) {
     static const struct {
         uint32_t shared, cluster;
         int sets;
-    } steps[] = {{49152, 0, 0}, {49153, 0, 1}, {49153, 8, 1}, {65536, 0, 2},
+    } steps[] = {{32768, 0, 0}, {49153, 0, 1}, {49153, 8, 1}, {65536, 0, 2},
                  {60000, 0, 2}, {0, 16, 3},    {0, 16, 3},    {232448, 16, 4}};
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         dw_cuda_launch_config config = {.grid = {16, 1, 1},

@@ -22,7 +22,8 @@ typedef struct loaded_module {
     struct loaded_module *next;
 } loaded_module;
 
-#define DEFAULT_SHARED_BYTES 49152
+/* What every function may ask for unasked is 48 KiB less its own static shared memory. Static memory is left 16 KiB. */
+#define DEFAULT_SHARED_BYTES 32768
 #define PORTABLE_CLUSTER_BLOCKS 8
 
 static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -33,7 +33,7 @@ typedef struct dw_cuda_launch_config {
     uint32_t grid[3];      /* blocks; a zero means there is no work and nothing is launched */
     uint32_t block[3];     /* threads */
     uint32_t cluster[3];   /* blocks; all zero for none. More than 8 in total are asked for as a non-portable size. */
-    uint32_t shared_bytes; /* dynamic shared memory; the limit above 48 KiB is raised when needed */
+    uint32_t shared_bytes; /* dynamic shared memory; the limit is raised when needed */
     bool programmatic;     /* may start before the kernel ahead of it in the stream ends: the kernel must execute
                               griddepcontrol.wait before it touches what that one wrote */
 } dw_cuda_launch_config;
