@@ -75,8 +75,15 @@ typedef struct dw_selftest_result {
 
 /* Runs one row against the scalar reference over all formats it serves, edge shapes, random and adversarial data drawn
  * from `seed`, into poisoned and fenced outputs. `result` is filled also when SELFTEST is returned.
- * Errors: SELFTEST on any difference, UNSUPPORTED when the row is not available here. */
+ * Errors: SELFTEST on any difference, UNSUPPORTED when the row is not available here or is a GPU's. */
 DW_API dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t seed, dw_selftest_result *result);
+
+/* The same for a row of a GPU: the cases run on `device` in `workspace`, device memory of the caller, at least
+ * dw_kernel_selftest_workspace() bytes and 16-byte aligned, on `stream`. Copies and waits for the stream: the one
+ * function of the library that does. Errors: as dw_kernel_selftest, and INVALID_ARGUMENT, DEVICE. */
+DW_API size_t dw_kernel_selftest_workspace(void);
+DW_API dw_status dw_kernel_selftest_cuda(dw_context *context, size_t kernel, uint64_t seed, int device, void *workspace,
+                                         size_t workspace_bytes, void *stream, dw_selftest_result *result);
 
 #ifdef __cplusplus
 }

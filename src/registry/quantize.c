@@ -207,6 +207,18 @@ dw_status dw_dequantize_with(dw_context *context, size_t kernel, const dw_quanti
     return dw_dequantize_with_row(context, with, spec, source, target, stream);
 }
 
+dw_status dw_kernel_selftest_cuda(dw_context *context, size_t kernel, uint64_t seed, int device, void *workspace,
+                                  size_t workspace_bytes, void *stream, dw_selftest_result *result) {
+    if (!context || !result) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or result is NULL; pass both");
+    const dw_kernel_row *row = NULL;
+    DW_TRY(find_row(kernel, &row));
+    if (!workspace || (uintptr_t)workspace % 16 || workspace_bytes < dw_kernel_selftest_workspace())
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                       "workspace has %zu bytes at %p; expected %zu bytes of device memory, 16-byte aligned",
+                       workspace_bytes, workspace, dw_kernel_selftest_workspace());
+    return dw_row_selftest_cuda(context, row, seed, &(dw_selftest_device){device, workspace, stream}, result);
+}
+
 dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t seed, dw_selftest_result *result) {
     if (!context || !result) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or result is NULL; pass both");
     const dw_kernel_row *row = NULL;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/status.h"
+#include "cuda/host/driver.h"
 #include "formats/scale_layout.h"
 #include "registry/selftest_data.h"
 #include "registry/selftest_oracle.h"
@@ -16,13 +17,20 @@ enum { LARGEST = 300, FENCE = 64, DRAWN_SHAPES = 4 };
 /* Memory for one matrix in a case, bounded by LARGEST + 16 columns of FP32, TCGEN05 padding and fences. */
 enum { BUFFER = (LARGEST + 20) * (LARGEST + 20) * 4 + 2 * FENCE + 4096 };
 
+/* Buffers that a kernel sees (source, two results with their scales: a GPU row has its own copies of them), then those
+ * of the oracle. */
+enum { KERNEL_BUFFERS = 5, BUFFERS = 7 };
+
 typedef struct bench {
     dw_context *context;
     const dw_kernel_row *row;
     dw_random random;
     uint64_t seed;
     dw_selftest_result *result;
-    char what[128]; /* the case in words */
+    char what[128];                   /* the case in words */
+    uint8_t *memory;                  /* all buffers, one after another */
+    const dw_selftest_device *device; /* GPU rows only */
+    dw_cuda_scope scope;
     uint8_t *source, *data[2], *scale[2], *expected, *expected_scale;
 } bench;
 
@@ -32,6 +40,37 @@ typedef struct output {
     int64_t rows, cols, ld, size; /* size of an element */
     const char *name;
 } output;
+
+/* What the kernel is given for an address in the buffers. */
+static void *kernel_address(const bench *on, uint8_t *host) {
+    return on->device ? (uint8_t *)on->device->workspace + (host - on->memory) : host;
+}
+
+static dw_tensor kernel_view(const bench *on, uint8_t *host, dw_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
+    dw_tensor tensor = dw_matrix(kernel_address(on, host), dtype, rows, cols);
+    tensor.strides[0] = ld;
+    if (on->device) {
+        tensor.device_type = DW_DEVICE_CUDA;
+        tensor.device_id = on->device->id;
+    }
+    return tensor;
+}
+
+/* Quantizes between the kernel's own copies of the buffers. */
+static dw_status quantize_on_device(bench *on, const dw_quantize_spec *spec, const dw_tensor *from,
+                                    const dw_quantized *row, const dw_quantized *transposed) {
+    const dw_cuda_driver *driver = on->scope.driver;
+    const dw_cu_pointer there = (dw_cu_pointer)(uintptr_t)on->device->workspace;
+    const size_t bytes = (size_t)KERNEL_BUFFERS * BUFFER;
+    void *stream = on->device->stream;
+    DW_TRY(dw_cuda_check(driver, driver->copy_to_device(there, on->memory, bytes, stream), "cuMemcpyHtoDAsync",
+                         "self-test on device %d", on->device->id));
+    DW_TRY(dw_quantize_with_row(on->context, on->row, spec, from, row, transposed, stream));
+    DW_TRY(dw_cuda_check(driver, driver->copy_to_host(on->memory, there, bytes, stream), "cuMemcpyDtoHAsync",
+                         "self-test on device %d", on->device->id));
+    return dw_cuda_check(driver, driver->stream_synchronize(stream), "cuStreamSynchronize", "self-test on device %d",
+                         on->device->id);
+}
 
 static void poison(output *out) {
     memset(out->memory, out->poison, BUFFER - FENCE); /* `memory` may begin a few bytes into its buffer */
@@ -89,10 +128,12 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
              dw_block_name(spec->block), dw_dtype_name(source), dw_rounding_name(spec->rounding),
              dw_scale_layout_name(spec->layout), (long long)rows, (long long)cols);
     int64_t ld = draw_stride(on, cols);
-    uint8_t *data = on->source + dw_random_between(&on->random, 0, 3);
+    /* A GPU reads whole elements, so theirs are aligned to their size; a processor's need not be. */
+    uint8_t *data =
+        on->source + dw_random_between(&on->random, 0, 3) * (on->device ? (int64_t)dw_dtype_size(source) : 1);
     memset(on->source, 0xFF, BUFFER); /* NaN beyond the matrix: reading there spoils a block */
     dw_fill_adversarial(&on->random, data, source, rows, cols, ld);
-    dw_tensor from = view(data, source, rows, cols, ld);
+    dw_tensor from = kernel_view(on, data, source, rows, cols, ld);
 
     bool wanted[2] = {orientation != DW_ORIENT_TRANSPOSED, orientation != DW_ORIENT_ROW};
     output out[2], scale[2];
@@ -103,12 +144,14 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
         dw_scale_shape(spec, r, c, shape);
         out[t] = draw_output(on, on->data[t], names[t][0], r, c, draw_stride(on, c), 1);
         scale[t] = draw_output(on, on->scale[t], names[t][1], shape[0], shape[1], shape[1], 1);
-        quantized[t].data = view(on->data[t] + FENCE, spec->element, r, c, out[t].ld);
-        quantized[t].scale = dw_matrix(on->scale[t] + FENCE, DW_E8M0, shape[0], shape[1]);
+        quantized[t].data = kernel_view(on, on->data[t] + FENCE, spec->element, r, c, out[t].ld);
+        quantized[t].scale = kernel_view(on, on->scale[t] + FENCE, DW_E8M0, shape[0], shape[1], shape[1]);
     }
     on->result->cases++;
-    if (dw_quantize_with_row(on->context, on->row, spec, &from, wanted[0] ? &quantized[0] : NULL,
-                             wanted[1] ? &quantized[1] : NULL, NULL) != DW_OK) {
+    const dw_quantized *row = wanted[0] ? &quantized[0] : NULL, *transposed = wanted[1] ? &quantized[1] : NULL;
+    dw_status status = on->device ? quantize_on_device(on, spec, &from, row, transposed)
+                                  : dw_quantize_with_row(on->context, on->row, spec, &from, row, transposed, NULL);
+    if (status != DW_OK) {
         call_failed(on);
         return;
     }
@@ -193,24 +236,54 @@ static void run_formats(bench *on) {
                         }
 }
 
-dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result) {
-    *result = (dw_selftest_result){0};
+static dw_status run_row(bench *on) {
+    uint8_t **buffers[BUFFERS] = {&on->source,   &on->data[0],  &on->data[1],       &on->scale[0],
+                                  &on->scale[1], &on->expected, &on->expected_scale};
+    on->memory = malloc((size_t)BUFFERS * BUFFER);
+    if (!on->memory)
+        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s (%zu bytes); free some memory",
+                       on->row->info.name, (size_t)BUFFERS * BUFFER);
+    memset(on->memory, 0, (size_t)BUFFERS * BUFFER);
+    for (int i = 0; i < BUFFERS; i++)
+        *buffers[i] = on->memory + (size_t)i * BUFFER;
+    run_formats(on);
+    free(on->memory);
+    if (on->result->mismatches)
+        return dw_fail(DW_ERROR_SELFTEST, "kernel %s differs from the reference in %lld bytes; first %s",
+                       on->row->info.name, (long long)on->result->mismatches, on->result->first_mismatch);
+    return DW_OK;
+}
+
+static dw_status check_available(const dw_context *context, const dw_kernel_row *row) {
     const char *reason = dw_row_reason(context, row);
     if (*reason) return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s is not available: %s", row->info.name, reason);
-    bench on = {.context = context, .row = row, .random = {seed}, .seed = seed, .result = result};
-    uint8_t **buffers[] = {&on.source,   &on.data[0],  &on.data[1],       &on.scale[0],
-                           &on.scale[1], &on.expected, &on.expected_scale};
-    enum { BUFFERS = sizeof buffers / sizeof buffers[0] };
-    uint8_t *memory = malloc((size_t)BUFFERS * BUFFER);
-    if (!memory)
-        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s (%zu bytes); free some memory",
-                       row->info.name, (size_t)BUFFERS * BUFFER);
-    for (int i = 0; i < BUFFERS; i++)
-        *buffers[i] = memory + (size_t)i * BUFFER;
-    run_formats(&on);
-    free(memory);
-    if (result->mismatches)
-        return dw_fail(DW_ERROR_SELFTEST, "kernel %s differs from the reference in %lld bytes; first %s",
-                       row->info.name, (long long)result->mismatches, result->first_mismatch);
     return DW_OK;
+}
+
+dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result) {
+    *result = (dw_selftest_result){0};
+    DW_TRY(check_available(context, row));
+    if (row->device_type != DW_DEVICE_CPU)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s runs on a GPU; test it with dw_kernel_selftest_cuda",
+                       row->info.name);
+    bench on = {.context = context, .row = row, .random = {seed}, .seed = seed, .result = result};
+    return run_row(&on);
+}
+
+size_t dw_kernel_selftest_workspace(void) {
+    return (size_t)KERNEL_BUFFERS * BUFFER;
+}
+
+dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, uint64_t seed,
+                               const dw_selftest_device *device, dw_selftest_result *result) {
+    *result = (dw_selftest_result){0};
+    DW_TRY(check_available(context, row));
+    if (row->device_type != DW_DEVICE_CUDA || row->info.operation != DW_OP_QUANTIZE)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s does not quantize on a GPU; test it with dw_kernel_selftest",
+                       row->info.name);
+    bench on = {.context = context, .row = row, .random = {seed}, .seed = seed, .result = result, .device = device};
+    DW_TRY(dw_cuda_enter(device->id, &on.scope));
+    dw_status status = run_row(&on);
+    dw_cuda_leave(&on.scope);
+    return status;
 }

@@ -48,6 +48,17 @@ dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, co
 dw_status dw_dequantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
                                  const dw_quantized *source, const dw_tensor *target, void *stream);
 
+/* Where the self-test of a GPU row keeps its matrices. */
+typedef struct dw_selftest_device {
+    int id;
+    void *workspace; /* dw_kernel_selftest_workspace() bytes of device memory, 16-byte aligned */
+    void *stream;
+} dw_selftest_device;
+
+/* dw_kernel_selftest_cuda for a row that need not be in the table. */
+dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, uint64_t seed,
+                               const dw_selftest_device *device, dw_selftest_result *result);
+
 /* dw_kernel_selftest for a row that need not be in the table. */
 dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result);
 

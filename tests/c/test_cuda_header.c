@@ -119,6 +119,9 @@ static inline void check_prototypes(any_values v, CUcontext context, CUmodule mo
     TAKES(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, v.i));
     TAKES(cuLaunchKernelEx(config, function, (void **)v.p, (void **)v.p));
     TAKES(cuMemsetD2D8Async((CUdeviceptr)v.id, v.s, (unsigned char)0, v.s, v.s, stream));
+    TAKES(cuMemcpyHtoDAsync((CUdeviceptr)v.id, v.p, v.s, stream));
+    TAKES(cuMemcpyDtoHAsync(v.p, (CUdeviceptr)v.id, v.s, stream));
+    TAKES(cuStreamSynchronize(stream));
     TAKES(cuTensorMapEncodeTiled(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, (cuuint32_t)v.u, v.p, (const cuuint64_t *)v.p,
                                  (const cuuint64_t *)v.p, (const cuuint32_t *)v.p, (const cuuint32_t *)v.p,
                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,

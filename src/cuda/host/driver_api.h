@@ -107,6 +107,10 @@ typedef dw_cu_result (*dw_cu_get_proc_address)(const char *symbol, void **functi
       (const dw_cu_launch_config *config, dw_cu_function function, void **arguments, void **extra))                    \
     X(memset_2d, cuMemsetD2D8Async,                                                                                    \
       (dw_cu_pointer target, size_t pitch, unsigned char value, size_t width, size_t height, dw_cu_stream stream))     \
+    X(copy_to_device, cuMemcpyHtoDAsync,                                                                               \
+      (dw_cu_pointer target, const void *source, size_t bytes, dw_cu_stream stream))                                   \
+    X(copy_to_host, cuMemcpyDtoHAsync, (void *target, dw_cu_pointer source, size_t bytes, dw_cu_stream stream))        \
+    X(stream_synchronize, cuStreamSynchronize, (dw_cu_stream stream))                                                  \
     X(tensor_map_tiled, cuTensorMapEncodeTiled,                                                                        \
       (dw_cu_tensor_map * map, int type, uint32_t rank, void *address, const uint64_t *extents,                        \
        const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides, int interleave, int swizzle,     \

@@ -166,6 +166,9 @@ dw_status dw_cuda_quantize(dw_context *context, const dw_request *request, const
     if (job->rows > DW_CUDA_EXTENT_MAX || job->cols > DW_CUDA_EXTENT_MAX)
         return dw_fail(DW_ERROR_UNSUPPORTED, "a [%lld, %lld] matrix is wider than GPU kernels index (2^30); split it",
                        (long long)job->rows, (long long)job->cols);
+    if ((uintptr_t)job->source % dw_dtype_size(job->source_dtype))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "source.data is not aligned to its %zu-byte elements; GPUs need that",
+                       dw_dtype_size(job->source_dtype));
     if (!job->rows || !job->cols) return DW_OK; /* such a matrix has no scales either */
     dw_cuda_quantize_params params = {
         .source = job->source,

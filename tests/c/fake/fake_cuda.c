@@ -207,6 +207,28 @@ static dw_cu_result fake_cuMemsetD2D8Async(dw_cu_pointer target, size_t pitch, u
     return DW_CU_SUCCESS;
 }
 
+/* Device memory of the stand-in is the host's own, so copies happen at once. */
+static dw_cu_result fake_cuMemcpyHtoDAsync(dw_cu_pointer target, const void *source, size_t bytes,
+                                           dw_cu_stream stream) {
+    (void)stream;
+    FAILS_IF_TOLD("cuMemcpyHtoDAsync");
+    memcpy((void *)(uintptr_t)target, source, bytes);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuMemcpyDtoHAsync(void *target, dw_cu_pointer source, size_t bytes, dw_cu_stream stream) {
+    (void)stream;
+    FAILS_IF_TOLD("cuMemcpyDtoHAsync");
+    memcpy(target, (const void *)(uintptr_t)source, bytes);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuStreamSynchronize(dw_cu_stream stream) {
+    (void)stream;
+    FAILS_IF_TOLD("cuStreamSynchronize");
+    return DW_CU_SUCCESS;
+}
+
 static dw_cu_result fake_cuTensorMapEncodeTiled(dw_cu_tensor_map *map, int type, uint32_t rank, void *address,
                                                 const uint64_t *extents, const uint64_t *strides, const uint32_t *box,
                                                 const uint32_t *element_strides, int interleave, int swizzle,
