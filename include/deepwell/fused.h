@@ -28,17 +28,11 @@ typedef struct dw_rmsnorm_quantize_args {
     const dw_quantized *transposed; /* the transpose of y quantized along the rows of y; NULL when not wanted */
     dw_tensor y;                    /* optional [rows, cols] */
     dw_tensor rstd;                 /* F32 [rows], dense: 1 / sqrt(mean(h^2) + eps) */
-    /* Device memory, 16-byte aligned, of dw_rmsnorm_workspace_size bytes; zeroed by the caller before its first use and
-     * left zeroed by every call. Calls that may run at the same time need their own. */
-    void *workspace;
-    size_t workspace_bytes;
 } dw_rmsnorm_quantize_args;
 
-/* x, residual, h and y must have one row stride. At least one of row and transposed is wanted. With one pass over x
- * when only `row` is wanted and cols <= 16384; else statistics run a little ahead of the tiles and the second read
- * comes from the L2 cache. */
+/* x, residual, h and y must have one row stride. At least one of row and transposed is wanted. One kernel when only
+ * `row` is wanted and cols is at most 16384; otherwise two, the second of which reads h again. */
 DW_API dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_args *args, void *stream);
-DW_API size_t dw_rmsnorm_workspace_size(int64_t rows);
 
 typedef struct dw_rmsnorm_backward_args {
     dw_tensor dy, h;     /* [rows, cols] */

@@ -32,8 +32,6 @@ PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssi
         ROW_SCALE,
         TRANSPOSED,
         TRANSPOSED_SCALE,
-        WORKSPACE,
-        WORKSPACE_BYTES,
         DEVICE,
         STREAM,
         COUNT
@@ -55,8 +53,6 @@ PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssi
         .transposed = v[TRANSPOSED] ? &transposed : NULL,
         .y = device_matrix(v[Y], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
         .rstd = device_vector(v[RSTD], DW_F32, v[ROWS], v[DEVICE]),
-        .workspace = address(v[WORKSPACE]),
-        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
     };
     return outcome(module, dw_rmsnorm_quantize(context, &args, address(v[STREAM])));
 }
@@ -97,14 +93,14 @@ PyObject *core_cuda_rmsnorm_backward(PyObject *module, PyObject *const *argument
     return outcome(module, dw_rmsnorm_backward(context, &args, address(v[STREAM])));
 }
 
-PyObject *core_cuda_rmsnorm_workspaces(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+PyObject *core_cuda_rmsnorm_backward_workspace(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     enum { DEVICE, ROWS, COLS, COUNT };
     long long v[COUNT];
-    if (!read_numbers("cuda_rmsnorm_workspaces", arguments, given, COUNT, v, 0, NULL)) return NULL;
-    size_t backward;
-    dw_status status = dw_rmsnorm_backward_workspace_size((int)v[DEVICE], v[ROWS], v[COLS], &backward);
+    if (!read_numbers("cuda_rmsnorm_backward_workspace", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    size_t bytes;
+    dw_status status = dw_rmsnorm_backward_workspace_size((int)v[DEVICE], v[ROWS], v[COLS], &bytes);
     if (status != DW_OK) return raise_status(module, status);
-    return Py_BuildValue("(KK)", (unsigned long long)dw_rmsnorm_workspace_size(v[ROWS]), (unsigned long long)backward);
+    return PyLong_FromSize_t(bytes);
 }
 
 PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {

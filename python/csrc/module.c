@@ -122,15 +122,15 @@ static PyMethodDef methods[] = {
      "dlogits_ld, device, stream)\n\n"
      "dw_cross_entropy_forward, or _backward when dlogits is not 0. Integers only."},
     {"cuda_rmsnorm", FAST(core_cuda_rmsnorm),
-     "cuda_rmsnorm(x, rows, cols, weight, weight_dtype, y, rstd, row, row_scale, transposed, transposed_scale, "
-     "workspace, "
-     "workspace_bytes, device, stream, eps, weight_offset)\n\n"
+     "cuda_rmsnorm(x, rows, cols, weight, weight_dtype, y, rstd, row, row_scale, transposed, transposed_scale, device, "
+     "stream, eps, weight_offset)\n\n"
      "dw_rmsnorm_quantize of dense BF16 rows."},
     {"cuda_rmsnorm_backward", FAST(core_cuda_rmsnorm_backward),
      "cuda_rmsnorm_backward(dy, h, rows, cols, weight, weight_dtype, rstd, dx, dweight, workspace, workspace_bytes, "
      "device, stream, weight_offset)\n\ndw_rmsnorm_backward of dense BF16 rows."},
-    {"cuda_rmsnorm_workspaces", FAST(core_cuda_rmsnorm_workspaces),
-     "cuda_rmsnorm_workspaces(device, rows, cols) -> (int, int)\n\nBytes of workspace, forward and backward."},
+    {"cuda_rmsnorm_backward_workspace", FAST(core_cuda_rmsnorm_backward_workspace),
+     "cuda_rmsnorm_backward_workspace(device, rows, cols) -> int\n\nBytes of workspace that cuda_rmsnorm_backward "
+     "needs."},
     {"cuda_swiglu", FAST(core_cuda_swiglu),
      "cuda_swiglu(gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
      "dw_swiglu_quantize, plain, halves."},

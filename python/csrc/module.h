@@ -46,7 +46,7 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
 PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_rmsnorm_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
-PyObject *core_cuda_rmsnorm_workspaces(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_rmsnorm_backward_workspace(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_device_info(PyObject *module, PyObject *device);

@@ -45,19 +45,6 @@ def _form(like: Tensor, rows: int, cols: int) -> Form:
 
 # ---- RMSNorm -------------------------------------------------------------------------------------------------------
 
-_zeroed: dict[tuple[int, int, int], Tensor] = {}
-
-
-def _zeroed_workspace(device: torch.device, stream: int, size: int) -> Tensor:
-    """Memory that is zero and that every call leaves zero; one per stream, a fresh one inside a CUDA graph."""
-    if torch._C._cuda_isCurrentStreamCapturing():
-        return torch.zeros(size, dtype=torch.uint8, device=device)
-    key = (device.index, stream, size)
-    known = _zeroed.get(key)
-    if known is None:
-        known = _zeroed[key] = torch.zeros(size, dtype=torch.uint8, device=device)
-    return known
-
 
 class _Norm(torch.autograd.Function):
     @staticmethod
@@ -68,7 +55,6 @@ class _Norm(torch.autograd.Function):
         y = torch.empty_like(x)
         rstd = torch.empty(rows, dtype=torch.float32, device=device)
         row, transposed = quantized.row, quantized.transposed
-        workspace = _zeroed_workspace(device, stream, _core.cuda_rmsnorm_workspaces(device.index, rows, cols)[0])
         _core.cuda_rmsnorm(
             x.data_ptr(),
             rows,
@@ -81,8 +67,6 @@ class _Norm(torch.autograd.Function):
             row.scale_address if row else 0,
             transposed.address if transposed else 0,
             transposed.scale_address if transposed else 0,
-            workspace.data_ptr(),
-            workspace.numel(),
             device.index,
             stream,
             eps,
@@ -102,7 +86,7 @@ class _Norm(torch.autograd.Function):
         rows = x.numel() // cols
         device = x.device
         dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-        size = _core.cuda_rmsnorm_workspaces(device.index, rows, cols)[1]
+        size = _core.cuda_rmsnorm_backward_workspace(device.index, rows, cols)
         workspace = torch.empty(size, dtype=torch.uint8, device=device)
         _core.cuda_rmsnorm_backward(
             dy.data_ptr(),

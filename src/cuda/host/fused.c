@@ -15,8 +15,7 @@
 #define NORM_STATIC_SHARED 8448
 #define RING_STAGES_MAX 8
 #define RING_BARRIER_BYTES (8 * RING_STAGES_MAX)
-#define TILE_BLOCKS_PER_MULTIPROCESSOR 3
-#define STATISTICS_TASKS 16
+#define NORM_STATISTICS_WARPS 8
 
 /* sizeof(square_tile_shared) and what swiglu_backward_quantize adds for halves. */
 #define TILE_SHARED 23584
@@ -148,22 +147,14 @@ static dw_cuda_kernel norm_row_kernels[] = {
     [DW_BLOCK_1X32] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_row_bf16_e4m3_1x32__sm90"),
     [DW_BLOCK_1X128] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_row_bf16_e4m3_1x128__sm90"),
 };
-static dw_cuda_kernel norm_both_kernels[] = {
-    [DW_BLOCK_1X32] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_both_bf16_e4m3_1x32__sm90"),
-    [DW_BLOCK_1X128] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_both_bf16_e4m3_1x128__sm90"),
+static dw_cuda_kernel norm_tile_kernels[] = {
+    [DW_BLOCK_1X32] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_tile_bf16_e4m3_1x32__sm90"),
+    [DW_BLOCK_1X128] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_tile_bf16_e4m3_1x128__sm90"),
 };
+static dw_cuda_kernel norm_statistics_kernel =
+    DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_statistics_bf16__sm90");
 static dw_cuda_kernel norm_backward_kernel = DW_CUDA_KERNEL("common/rmsnorm_backward", "rmsnorm_backward_bf16__sm90");
 static dw_cuda_kernel norm_dweight_kernel = DW_CUDA_KERNEL("common/rmsnorm_backward", "rmsnorm_dweight__sm90");
-
-size_t dw_rmsnorm_workspace_size(int64_t rows) {
-    return rows < 0 ? 0 : (size_t)(2 + divide_up(rows, DW_CUDA_TILE)) * sizeof(uint32_t);
-}
-
-/* Bands of statistics that run ahead: enough tasks to keep every block busy twice over before a tile needs its band. */
-static int32_t lead_bands(int64_t resident, const dw_cuda_raster *raster) {
-    int64_t lead = divide_up(2 * resident, STATISTICS_TASKS + raster->tile_cols);
-    return (int32_t)(lead > raster->tile_rows ? raster->tile_rows : lead);
-}
 
 dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_args *args, void *stream) {
     if (!args) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "args is NULL; pass a dw_rmsnorm_quantize_args");
@@ -196,28 +187,30 @@ dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_arg
         .inverse_cols = x.cols ? 1.0f / (float)x.cols : 0.0f,
         .round_add = dw_cuda_round_add(args->spec.rounding),
         .raster = dw_cuda_raster_of(x.rows, x.cols),
-        .sync = args->workspace,
     };
     DW_TRY(check_results(&args->spec, args->row, args->transposed, &args->x, x.rows, x.cols, &params.row,
                          &params.transposed));
     if (!x.rows || !x.cols) return DW_OK;
     device_limits device;
     DW_TRY(get_limits(args->x.device_id, &device));
-    if (!args->transposed && x.cols <= NORM_COLS_MAX) {
+    const int id = args->x.device_id;
+    if (args->row && x.cols <= NORM_COLS_MAX) {
         dw_cuda_shape shape = {.threads = norm_threads(x.cols)};
         const int64_t rows = x.rows > params.row.scale.padded_rows ? x.rows : params.row.scale.padded_rows;
         shape.blocks = divide_up(rows, NORM_ROWS);
         params.stages = ring_stages(x.cols, residual.data ? 2 : 1, shape.threads, NORM_STATIC_SHARED, device.shared,
                                     &shape.shared_bytes);
-        return dw_cuda_launch_shape(args->x.device_id, &norm_row_kernels[args->spec.block], &shape, &params, stream);
+        DW_TRY(dw_cuda_launch_shape(id, &norm_row_kernels[args->spec.block], &shape, &params, stream));
+        if (!args->transposed) return DW_OK;
+        params.row.data = NULL; /* done, and so is y */
+        params.y = NULL;
+    } else {
+        dw_cuda_shape shape = {.blocks = divide_up(x.rows, NORM_STATISTICS_WARPS),
+                               .threads = 32 * NORM_STATISTICS_WARPS};
+        DW_TRY(dw_cuda_launch_shape(id, &norm_statistics_kernel, &shape, &params, stream));
     }
-    DW_TRY(check_workspace(args->workspace, args->workspace_bytes, dw_rmsnorm_workspace_size(x.rows)));
     dw_cuda_shape shape = dw_cuda_tile_shape(&params.raster, 0);
-    const int64_t resident = (int64_t)TILE_BLOCKS_PER_MULTIPROCESSOR * device.multiprocessors;
-    params.lead_bands = lead_bands(resident, &params.raster);
-    shape.blocks += (int64_t)(params.raster.tile_rows + params.lead_bands) * STATISTICS_TASKS;
-    if (shape.blocks > resident) shape.blocks = resident;
-    return dw_cuda_launch_shape(args->x.device_id, &norm_both_kernels[args->spec.block], &shape, &params, stream);
+    return dw_cuda_launch_shape(id, &norm_tile_kernels[args->spec.block], &shape, &params, stream);
 }
 
 /* Thread blocks of the backward pass: what fills the device, and no more than rows. */

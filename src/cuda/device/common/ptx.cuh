@@ -30,16 +30,6 @@ DW_DEVICE uint2 ld_global_nc_no_allocate_v2(const void *address) {
     return v;
 }
 
-/* 16 bytes that another block of this kernel may have written: coherent at L2. */
-DW_DEVICE uint4 ld_global_cg_v4(const void *address) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address)
-                 : "memory");
-    return v;
-}
-
 DW_DEVICE void st_global_v4(void *address, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
@@ -51,16 +41,6 @@ DW_DEVICE void st_global_v2(void *address, uint32_t x, uint32_t y) {
 
 DW_DEVICE void st_global_u32(void *address, uint32_t x) {
     asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
-}
-
-DW_DEVICE uint32_t ld_acquire_gpu_global_u32(const uint32_t *address) {
-    uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
-    return v;
-}
-
-DW_DEVICE void red_release_gpu_global_add_u32(uint32_t *address, uint32_t v) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory");
 }
 
 /* Two floats to two FP8 bytes, round to nearest even, saturating to the largest finite value; NaN becomes 0x7F. `low`

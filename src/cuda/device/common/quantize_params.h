@@ -67,9 +67,7 @@ typedef struct dw_cuda_rmsnorm_params {
     dw_cuda_quantized row;
     dw_cuda_quantized transposed;
     dw_cuda_raster raster;
-    uint32_t *sync;     /* both orientations: 2 + tile_rows words, zero before and after the kernel */
-    int32_t stages;     /* row: of the ring of rows in dynamic shared memory, at most 8 */
-    int32_t lead_bands; /* both orientations: bands whose statistics run ahead of their tiles */
+    int32_t stages; /* row kernel: of the ring of rows in dynamic shared memory, at most 8 */
 } dw_cuda_rmsnorm_params;
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when

@@ -1,27 +1,30 @@
-/* rmsnorm_quantize_<row|both>_bf16_e4m3_<block>: h = x + residual, y = h * rstd * (weight + offset), y quantized.
+/* rmsnorm_quantize_<row|tile>_bf16_e4m3_<block>, rmsnorm_statistics_bf16: h = x + residual, y = h * rstd * (weight +
+ * offset), y quantized.
  *
  * y is rounded to BF16 once and what is quantized is exactly that BF16 matrix, whether it is stored or not. h, where
  * there is a residual, is rounded to BF16 first, as the residual stream is.
  *
- * Floor: row: 2 bytes read and 1 written an element; both: 2 and 2. With a residual 4 more (residual read, h written).
+ * Floor: row: 2 bytes read and 1 written an element; both forms: 2 and 2. With a residual 4 more (residual read, h
+ * written).
  *
  * row: one pass. A block takes ROWS rows one after another, a row across all its threads, UNITS units of 16 bytes a
  * thread; rows arrive through a ring in shared memory (row_ring.cuh), several ahead, so the reduction in the middle of
  * a row does not stop the reading. The host chooses threads = columns / 16 (at most 1024, so at most 16384 columns;
  * wider matrices go to the other kernel).
  *
- * both: a column block needs 128 rows of y, and those need rstd of 128 whole rows. Reading x twice from DRAM would cost
- * 6 bytes an element instead of 4; so statistics (a warp a row) run only a few bands of 128 rows ahead of the tiles
- * that consume them, and tiles find x, or h, in the L2. Tasks are taken in order from a counter; a tile waits for the
- * 16 statistics tasks of its band, all of which were taken before it, so the wait always ends. The last block to finish
- * sets the counters back to zero for the next launch. */
+ * tile: a column block needs 128 rows of y, and those need rstd of 128 whole rows, so the transposed form (and both
+ * forms of rows too wide for the row kernel) takes a second kernel that is given rstd: 128x128 tiles as in
+ * quantize_both, x or h read a second time, 6 bytes an element for both forms. It walks the rows from the last to the
+ * first: what the first kernel read last may still be in the L2.
+ *
+ * statistics: h and rstd alone, a warp a row, for rows too wide for the row kernel. */
 #include "common/norm.cuh"
 #include "common/row_ring.cuh"
 
 #define UNITS 2
 #define ROWS 16
 #define MAX_THREADS 1024
-#define STATISTICS_TASKS (TILE / TILE_WARPS) /* a band */
+#define STATISTICS_WARPS 8
 
 DW_DEVICE uint4 normalized_unit(uint4 h, float rstd, const float w[8]) {
     uint32_t word[4];
@@ -33,8 +36,7 @@ DW_DEVICE uint4 normalized_unit(uint4 h, float rstd, const float w[8]) {
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* ---- row
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- row ------------------------------------------------------------------------------------------------------ */
 
 DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) {
     __shared__ uint8_t codes[MAX_THREADS * UNITS * 8 / 32 * ROWS];
@@ -127,14 +129,7 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
 RMSNORM_ROW(rmsnorm_quantize_row_bf16_e4m3_1x128__sm90, DW_BLOCK_1X128)
 RMSNORM_ROW(rmsnorm_quantize_row_bf16_e4m3_1x32__sm90, DW_BLOCK_1X32)
 
-/* ---- both
- * ------------------------------------------------------------------------------------------------------------ */
-
-typedef struct rmsnorm_shared {
-    square_tile_shared tile;
-    float rstd[TILE];
-    uint32_t ticket[2];
-} rmsnorm_shared;
+/* ---- statistics ----------------------------------------------------------------------------------------------- */
 
 /* One row a warp: h where there is a residual, and rstd. */
 DW_DEVICE void row_statistics(const dw_cuda_rmsnorm_params *p, int row) {
@@ -170,129 +165,44 @@ DW_DEVICE void row_statistics(const dw_cuda_rmsnorm_params *p, int row) {
     }
 }
 
-/* The tile of y. Waits for the statistics of its rows; what this kernel wrote (h, rstd) is read from the L2, never
- * through the read-only path. */
-DW_DEVICE void normalized_tile(square_tile_units *t, rmsnorm_shared *s, const square_tile_place *at,
-                               const dw_cuda_rmsnorm_params *p) {
-    const uint16_t *matrix = (const uint16_t *)(p->residual != NULL ? p->h : p->x);
-    const int col = at->col0 + lane_column(at, 0, DW_BF16);
-    const int row0 = at->row0 + at->lane_row;
-    const bool whole = p->source_vector && tile_is_whole(at);
-    /* x is there from the start: its loads go out before the wait. h is only there after it. */
-    if (whole && p->residual == NULL) {
-#pragma unroll
-        for (int i = 0; i < LANE_ROWS; i++) {
-            t->v[i][0] = ld_global_nc_no_allocate_v4(matrix + (row0 + i) * p->x_ld + col);
-        }
-    }
-    if (threadIdx.x == 0) {
-        while (ld_acquire_gpu_global_u32(p->sync + 2 + at->row0 / TILE) < STATISTICS_TASKS) {
-            __nanosleep(64);
-        }
-    }
-    __syncthreads();
-    if (whole && p->residual != NULL) {
-#pragma unroll
-        for (int i = 0; i < LANE_ROWS; i++) {
-            t->v[i][0] = ld_global_cg_v4(matrix + (row0 + i) * p->x_ld + col);
-        }
-    } else if (!whole) {
-#pragma unroll
-        for (int i = 0; i < LANE_ROWS; i++) {
-            uint32_t word[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                if (row0 + i < p->rows && col + j < p->cols) {
-                    word[j / 2] |= (uint32_t)__ldcg(matrix + (row0 + i) * p->x_ld + col + j) << 16 * (j & 1);
-                }
-            }
-            t->v[i][0] = make_uint4(word[0], word[1], word[2], word[3]);
-        }
-    }
-    if (threadIdx.x < TILE) {
-        s->rstd[threadIdx.x] = at->row0 + (int)threadIdx.x < p->rows ? __ldcg(p->rstd + at->row0 + threadIdx.x) : 0.0f;
-    }
-    float w[8];
-    load_weights(w, p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, col, p->cols);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        t->v[i][0] = normalized_unit(t->v[i][0], s->rstd[at->lane_row + i], w);
-    }
+extern "C" __global__ void __launch_bounds__(32 * STATISTICS_WARPS)
+    rmsnorm_statistics_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_params p) {
+    row_statistics(&p, (int)(blockIdx.x * STATISTICS_WARPS + threadIdx.x / 32));
 }
 
-DW_DEVICE void rmsnorm_tile(rmsnorm_shared *s, const dw_cuda_rmsnorm_params *p, int tile_row, int tile_col, int block) {
+/* ---- tile ----------------------------------------------------------------------------------------------------- */
+
+DW_DEVICE void rmsnorm_quantize_tile(const dw_cuda_rmsnorm_params *p, int block) {
+    __shared__ square_tile_shared s;
+    int tile_row, tile_col;
+    raster_tile(&p->raster, gridDim.x - 1 - blockIdx.x, &tile_row, &tile_col);
     const square_tile_place at = place_in_tile(tile_row * TILE, tile_col * TILE, p->rows, p->cols);
+    const int col = at.col0 + lane_column(&at, 0, DW_BF16);
     square_tile_units t;
-    normalized_tile(&t, s, &at, p);
+    load_tile(&t, &at, p->residual != NULL ? p->h : p->x, p->x_ld, p->source_vector, DW_BF16);
+    float w[8];
+    load_weights(w, p->weight, p->weight_is_f32, p->weight_offset, p->source_vector, col, p->cols);
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        const int row = at.row0 + at.lane_row + i;
+        t.v[i][0] = normalized_unit(t.v[i][0], row < p->rows ? p->rstd[row] : 0.0f, w);
+    }
     if (p->y != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
-            store_bf16_unit(p->y, p->x_ld, at.row0 + at.lane_row + i, at.col0 + lane_column(&at, 0, DW_BF16), at.rows,
-                            at.cols, p->source_vector, t.v[i][0]);
+            store_bf16_unit(p->y, p->x_ld, at.row0 + at.lane_row + i, col, at.rows, at.cols, p->source_vector,
+                            t.v[i][0]);
         }
     }
-    quantize_square_tile(&s->tile, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
+    quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
                          p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
 }
 
-DW_DEVICE void rmsnorm_quantize_both(const dw_cuda_rmsnorm_params *p, int block) {
-    __shared__ rmsnorm_shared s;
-    const int thread = (int)threadIdx.x;
-    const uint32_t bands = (uint32_t)p->raster.tile_rows, lead = (uint32_t)p->lead_bands;
-    const uint32_t group = STATISTICS_TASKS + (uint32_t)p->raster.tile_cols;
-    const uint32_t tasks = lead * STATISTICS_TASKS + bands * group;
-    if (thread == 0) {
-        s.ticket[0] = atomicAdd(p->sync, 1u);
-    }
-    for (uint32_t turn = 0;; turn++) {
-        __syncthreads();
-        const uint32_t ticket = s.ticket[turn & 1];
-        if (ticket >= tasks) {
-            break;
-        }
-        if (thread == 0) {
-            s.ticket[~turn & 1] = atomicAdd(p->sync, 1u);
-        }
-        /* The first `lead` bands' statistics, then by turns a band's statistics and the tiles of the band `lead`
-         * before. */
-        uint32_t band, inside;
-        if (ticket < lead * STATISTICS_TASKS) {
-            band = ticket / STATISTICS_TASKS;
-            inside = ticket % STATISTICS_TASKS;
-        } else {
-            band = (ticket - lead * STATISTICS_TASKS) / group;
-            inside = (ticket - lead * STATISTICS_TASKS) % group;
-            if (inside >= STATISTICS_TASKS) {
-                rmsnorm_tile(&s, p, (int)band, (int)(inside - STATISTICS_TASKS), block);
-                continue;
-            }
-            band += lead;
-        }
-        if (band < bands) {
-            row_statistics(p, (int)(band * TILE + inside * TILE_WARPS) + thread / 32);
-            __syncthreads();
-            if (thread == 0) {
-                red_release_gpu_global_add_u32(p->sync + 2 + band, 1);
-            }
-        }
-    }
-    if (thread == 0) {
-        s.ticket[0] = atomicAdd(p->sync + 1, 1u);
-    }
-    __syncthreads();
-    if (s.ticket[0] == gridDim.x - 1) {
-        for (uint32_t i = (uint32_t)thread; i < 2 + bands; i += TILE_THREADS) {
-            p->sync[i] = 0;
-        }
-    }
-}
-
-#define RMSNORM_BOTH(NAME, BLOCK)                                                                                      \
+#define RMSNORM_TILE(NAME, BLOCK)                                                                                      \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
-        rmsnorm_quantize_both(&p, BLOCK);                                                                              \
+        rmsnorm_quantize_tile(&p, BLOCK);                                                                              \
     }
 
-RMSNORM_BOTH(rmsnorm_quantize_both_bf16_e4m3_1x128__sm90, DW_BLOCK_1X128)
-RMSNORM_BOTH(rmsnorm_quantize_both_bf16_e4m3_1x32__sm90, DW_BLOCK_1X32)
+RMSNORM_TILE(rmsnorm_quantize_tile_bf16_e4m3_1x128__sm90, DW_BLOCK_1X128)
+RMSNORM_TILE(rmsnorm_quantize_tile_bf16_e4m3_1x32__sm90, DW_BLOCK_1X32)
