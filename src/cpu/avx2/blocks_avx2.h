@@ -30,11 +30,13 @@ DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, boo
         dw_store32(out + i, _mm256_load_si256((const __m256i *)(from + i)), stream);
 }
 
-/* The scales of sixteen blocks of words. */
-DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block) {
+/* The scales of `used` blocks of words, at most sixteen. */
+DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block,
+                               int used) {
     __m256i top[16];
     for (int b = 0; b < 16; b++) {
         top[b] = _mm256_setzero_si256();
+        if (b >= used) continue;
         for (int64_t i = 0; i < block * 2; i += 32) {
             __m256i part = _mm256_loadu_si256((const __m256i *)(words + b * block * 2 + i));
             top[b] = _mm256_max_epu16(top[b], dw_magnitudes(part, encoding));

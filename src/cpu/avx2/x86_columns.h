@@ -66,7 +66,7 @@ DW_INLINE void dw_quantize_row_blocks(const dw_cell *cell, const dw_quantize_job
     for (int64_t r = 0; r < cell->height; r += 16 / per_row) {
         dw_blocks blocks;
         const uint8_t *words = cell->words + r * DW_CELL * 2;
-        dw_scale_blocks(&blocks, coder, words, block);
+        dw_scale_blocks(&blocks, coder, words, block, 16);
         for (int b = 0; b < 16 && r + b / per_row < cell->height; b += per_row) {
             int64_t at = cell->row0 + cell->top + r + b / per_row;
             uint8_t *out = job->row_data + at * job->row_ld + cell->col0;

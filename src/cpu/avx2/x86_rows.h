@@ -20,24 +20,32 @@ typedef struct dw_group {
     _Alignas(64) uint8_t staged[16 * 128 * 2]; /* where words are made when the source is not BF16, or ends */
 } dw_group;
 
+/* Blocks that `count` elements, at most sixteen blocks of them, begin. */
+DW_INLINE int dw_blocks_used(int64_t count, int64_t block) {
+    return (int)((count + block - 1) / block);
+}
+
 /* Reads `count` elements at `source` and finds their scales. */
 DW_INLINE void dw_open_group(dw_group *g, const dw_coder *coder, const uint8_t *source, dw_dtype dtype, int64_t block,
                              int64_t count) {
+    int64_t ragged = count % block;
     g->words = source;
-    if (count < 16 * block) memset(g->staged, 0, (size_t)(16 * block * 2));
-    if (dtype != DW_BF16 || count < 16 * block) {
+    if (ragged) memset(g->staged + (count - ragged) * 2, 0, (size_t)(block * 2));
+    if (dtype != DW_BF16 || ragged) {
         dw_stage_words(g->staged, source, dtype, count);
         g->words = g->staged;
     }
-    dw_scale_blocks(&g->blocks, coder, g->words, block);
+    dw_scale_blocks(&g->blocks, coder, g->words, block, dw_blocks_used(count, block));
 }
 
 /* Writes the `count` elements at (r, c), and their codes. */
 DW_INLINE void dw_close_group(dw_group *g, const dw_quantize_job *job, const dw_coder *coder, int64_t r, int64_t c,
                               int64_t block, int64_t count, dw_scale_walk *scales, bool stream) {
     uint8_t *out = job->row_data + r * job->row_ld + c;
-    int used = (int)((count + block - 1) / block);
-    if (count == 16 * block) {
+    int used = dw_blocks_used(count, block);
+    if (count == 16 * block) { /* a constant, for the compiler */
+        dw_encode_run(g->words, g->blocks.bias, block, 16 * block, coder, out, stream);
+    } else if (count % 32 == 0) {
         dw_encode_run(g->words, g->blocks.bias, block, count, coder, out, stream);
     } else {
         _Alignas(64) uint8_t whole[16 * 128];

@@ -29,14 +29,16 @@ DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, boo
         dw_store64(out + i, _mm512_load_si512(from + i), stream);
 }
 
-/* The scales of sixteen blocks of words. */
-DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_coder *coder, const uint8_t *words, int64_t block) {
+/* The scales of `used` blocks of words, at most sixteen. */
+DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_coder *coder, const uint8_t *words, int64_t block,
+                               int used) {
     const dw_encoding *encoding = &coder->narrow;
     __m256i top[16];
     for (int b = 0; b < 16; b++) {
         __m512i wide = _mm512_setzero_si512();
-        for (int64_t i = 0; i < block * 2; i += 64)
-            wide = _mm512_max_epu16(wide, dw_magnitudes512(_mm512_loadu_si512(words + b * block * 2 + i), coder));
+        if (b < used)
+            for (int64_t i = 0; i < block * 2; i += 64)
+                wide = _mm512_max_epu16(wide, dw_magnitudes512(_mm512_loadu_si512(words + b * block * 2 + i), coder));
         top[b] = _mm256_max_epu16(_mm512_castsi512_si256(wide), _mm512_extracti64x4_epi64(wide, 1));
     }
     __m256i amax = dw_largest16(top), codes = dw_codes(amax, encoding);
