@@ -165,7 +165,7 @@ DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
     if (p->vector) {
         const int64_t units = p->vocabulary / unit;
         for (; u < units; u += stride) {
-            uint4 v = ld_global_cg_v4(row + u * 16); /* not the read-only path: dlogits may be logits */
+            uint4 v = *(const uint4 *)(row + u * 16);
             float d[8];
 #pragma unroll
             for (int i = 0; i < unit; ++i) {
