@@ -61,4 +61,15 @@ DW_DEVICE void load_weights(float w[8], const void *weight, int is_f32, float of
     }
 }
 
+/* y of 8 columns, rounded to BF16. */
+DW_DEVICE uint4 normalized_unit(uint4 h, float rstd, const float w[8]) {
+    uint32_t word[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t x = unit_word(h, i);
+        word[i] = cvt_rn_bf16x2_f32(high_bf16(x) * rstd * w[2 * i + 1], low_bf16(x) * rstd * w[2 * i]);
+    }
+    return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
 #endif

@@ -155,4 +155,40 @@ DW_DEVICE void cp_async_bulk_shared_global(void *to, const void *from, uint32_t 
                  : "memory");
 }
 
+/* ---- clusters ------------------------------------------------------------------------------------------------- */
+
+DW_DEVICE uint32_t cluster_ctarank(void) {
+    uint32_t v;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
+    return v;
+}
+
+DW_DEVICE uint32_t cluster_nctarank(void) {
+    uint32_t v;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
+    return v;
+}
+
+DW_DEVICE void barrier_cluster_arrive(void) {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+DW_DEVICE void barrier_cluster_wait(void) {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/* What `shared` of this thread block is in block `rank` of the cluster. */
+DW_DEVICE float ld_shared_cluster_f32(const float *shared, uint32_t rank) {
+    float v;
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %1, %2;\n"
+                 "ld.shared::cluster.f32 %0, [there];\n"
+                 "}"
+                 : "=f"(v)
+                 : "r"(shared_address(shared)), "r"(rank)
+                 : "memory");
+    return v;
+}
+
 #endif

@@ -66,8 +66,9 @@ typedef struct dw_cuda_rmsnorm_params {
     uint32_t round_add;
     dw_cuda_quantized row;
     dw_cuda_quantized transposed;
-    dw_cuda_raster raster;
-    int32_t stages; /* row kernel: of the ring of rows in dynamic shared memory, at most 8 */
+    dw_cuda_raster raster; /* tile kernel */
+    int32_t block_tiles;   /* panel kernel: tiles of 128 columns a thread block keeps */
+    int32_t stages;        /* row kernel: of the ring of rows in dynamic shared memory, at most 8 */
 } dw_cuda_rmsnorm_params;
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when

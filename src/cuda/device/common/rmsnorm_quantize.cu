@@ -26,16 +26,6 @@
 #define MAX_THREADS 1024
 #define STATISTICS_WARPS 8
 
-DW_DEVICE uint4 normalized_unit(uint4 h, float rstd, const float w[8]) {
-    uint32_t word[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t x = unit_word(h, i);
-        word[i] = cvt_rn_bf16x2_f32(high_bf16(x) * rstd * w[2 * i + 1], low_bf16(x) * rstd * w[2 * i]);
-    }
-    return make_uint4(word[0], word[1], word[2], word[3]);
-}
-
 /* ---- row ------------------------------------------------------------------------------------------------------ */
 
 DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) {
