@@ -46,32 +46,76 @@ def _form(like: Tensor, rows: int, cols: int) -> Form:
 # ---- RMSNorm -------------------------------------------------------------------------------------------------------
 
 
+def norm_forward(
+    x: Tensor, weight: Tensor, eps: float, offset: float, transposed: bool
+) -> tuple[Tensor, Tensor, Quantized]:
+    """y of x's shape, 1/rms of each row, and y's FP8 forms."""
+    cols = x.shape[-1]
+    rows = x.numel() // cols
+    device = x.device
+    y = torch.empty_like(x)
+    rstd = torch.empty(rows, dtype=torch.float32, device=device)
+    quantized = Quantized()
+    quantized.row = row = _form(x, rows, cols)
+    if transposed:
+        quantized.transposed = _form(x, cols, rows)
+    other = quantized.transposed
+    _core.cuda_rmsnorm(
+        x.data_ptr(),
+        rows,
+        cols,
+        weight.data_ptr(),
+        DTYPE[weight.dtype],
+        y.data_ptr(),
+        rstd.data_ptr(),
+        row.address,
+        row.scale_address,
+        other.address if other else 0,
+        other.scale_address if other else 0,
+        device.index,
+        stream_of(device),
+        eps,
+        offset,
+    )
+    return y, rstd, quantized
+
+
+def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """dx and dweight."""
+    if not dy.is_contiguous() or dy.data_ptr() % 16:
+        dy = dy.clone(memory_format=torch.contiguous_format)
+    cols = x.shape[-1]
+    rows = x.numel() // cols
+    device = x.device
+    dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+    size = _core.cuda_rmsnorm_backward_workspace(device.index, rows, cols)
+    workspace = torch.empty(size, dtype=torch.uint8, device=device)
+    _core.cuda_rmsnorm_backward(
+        dy.data_ptr(),
+        x.data_ptr(),
+        rows,
+        cols,
+        weight.data_ptr(),
+        DTYPE[weight.dtype],
+        rstd.data_ptr(),
+        dx.data_ptr(),
+        dweight.data_ptr(),
+        workspace.data_ptr(),
+        size,
+        device.index,
+        stream_of(device),
+        offset,
+    )
+    return dx, dweight
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantized: Quantized) -> Tensor:
-        cols = x.shape[-1]
-        rows = x.numel() // cols
-        device, stream = x.device, stream_of(x.device)
-        y = torch.empty_like(x)
-        rstd = torch.empty(rows, dtype=torch.float32, device=device)
-        row, transposed = quantized.row, quantized.transposed
-        _core.cuda_rmsnorm(
-            x.data_ptr(),
-            rows,
-            cols,
-            weight.data_ptr(),
-            DTYPE[weight.dtype],
-            y.data_ptr(),
-            rstd.data_ptr(),
-            row.address if row else 0,
-            row.scale_address if row else 0,
-            transposed.address if transposed else 0,
-            transposed.scale_address if transposed else 0,
-            device.index,
-            stream,
-            eps,
-            offset,
-        )
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, transposed: bool, made: list[Quantized]
+    ) -> Tensor:
+        y, rstd, quantized = norm_forward(x, weight, eps, offset, transposed)
+        made.append(quantized)
         ctx.save_for_backward(x, weight, rstd)
         ctx.offset = offset
         return y
@@ -79,46 +123,17 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        x, weight, rstd = ctx.saved_tensors
-        if not dy.is_contiguous() or dy.data_ptr() % 16:
-            dy = dy.clone(memory_format=torch.contiguous_format)
-        cols = x.shape[-1]
-        rows = x.numel() // cols
-        device = x.device
-        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
-        size = _core.cuda_rmsnorm_backward_workspace(device.index, rows, cols)
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        _core.cuda_rmsnorm_backward(
-            dy.data_ptr(),
-            x.data_ptr(),
-            rows,
-            cols,
-            weight.data_ptr(),
-            DTYPE[weight.dtype],
-            rstd.data_ptr(),
-            dx.data_ptr(),
-            dweight.data_ptr(),
-            workspace.data_ptr(),
-            size,
-            device.index,
-            stream_of(device),
-            ctx.offset,
-        )
-        return dx, dweight if ctx.needs_input_grad[1] else None, None, None, None
+        dx, dweight = norm_backward(dy, *ctx.saved_tensors, ctx.offset)
+        return dx, dweight if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     """y = x * rsqrt(mean(x^2) + eps) * (weight + offset), rounded once, and its FP8 forms for its readers."""
-    feeds = module.__dict__.get(cl.FEEDS, 0)
-    cols = x.shape[-1]
-    rows = x.numel() // cols
-    quantized = Quantized(0)
-    quantized.row = _form(x, rows, cols)
-    y = _Norm.apply(x, weight, eps, offset, quantized)
-    if feeds == 2 and torch.is_grad_enabled():
-        cl.quantize_into(quantized, y, rows, cols, BLOCK_1X128, False, True)
+    transposed = module.__dict__.get(cl.FEEDS, 0) == 2 and torch.is_grad_enabled()
+    made: list[Quantized] = []
+    y = _Norm.apply(x, weight, eps, offset, transposed, made)
     if not y.is_inference():
-        cl.attach_quantized(y, quantized)
+        cl.attach_quantized(y, made[0])
     cl.tag_producer(y, module)
     return y
 
@@ -128,6 +143,44 @@ def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> T
 
 def _half(gate_up: Tensor, inner: int, second: bool) -> Tensor:
     return gate_up[:, inner:] if second else gate_up[:, :inner]
+
+
+def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form, Form | None]:
+    """silu(gate) * up of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
+    rows = gate_up.shape[0]
+    row = _form(gate_up, rows, inner)
+    other = _form(gate_up, inner, rows) if transposed else None
+    _core.cuda_swiglu(
+        gate_up.data_ptr(),
+        rows,
+        inner,
+        row.address,
+        row.scale_address,
+        other.address if other else 0,
+        other.scale_address if other else 0,
+        gate_up.device.index,
+        stream_of(gate_up.device),
+    )
+    return row, other
+
+
+def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form]:
+    """The gradient of gate_up for da [rows, inner], quantized in both orientations."""
+    rows = gate_up.shape[0]
+    row, transposed = _form(gate_up, rows, 2 * inner), _form(gate_up, 2 * inner, rows)
+    _core.cuda_swiglu_backward(
+        da.data_ptr(),
+        gate_up.data_ptr(),
+        rows,
+        inner,
+        row.address,
+        row.scale_address,
+        transposed.address,
+        transposed.scale_address,
+        gate_up.device.index,
+        stream_of(gate_up.device),
+    )
+    return row, transposed
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -149,19 +202,7 @@ class _GatedMLP(torch.autograd.Function):
         x_row = cl._made(xq.row)
         for half, form in enumerate(forms[:2]):
             cl.gemm(x_row, cl._made(form.row), cl.SCALING_128X128, _half(gate_up, inner, half == 1))
-        a_row = _form(x, rows, inner)
-        a_t = _form(x, inner, rows) if save else None
-        _core.cuda_swiglu(
-            gate_up.data_ptr(),
-            rows,
-            inner,
-            a_row.address,
-            a_row.scale_address,
-            a_t.address if a_t else 0,
-            a_t.scale_address if a_t else 0,
-            device.index,
-            stream_of(device),
-        )
+        a_row, a_t = swiglu_forward(gate_up, inner, save)
         if a_t is not None:
             ctx.save_for_backward(cl._made(xq.transposed).buffer, a_t.buffer, gate_up)
             ctx.forms, ctx.like, ctx.inner = forms, x.shape, inner
@@ -179,20 +220,7 @@ class _GatedMLP(torch.autograd.Function):
         dyq = cl.quantized_activation(dy, True, True)
         ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows), ctx.dtypes[1])
         da = cl.product(cl._made(dyq.row), cl._made(down_q.transposed), None, dy, torch.bfloat16)
-        both = _form(dy, rows, 2 * inner)
-        both_t = _form(dy, 2 * inner, rows)
-        _core.cuda_swiglu_backward(
-            da.data_ptr(),
-            gate_up.data_ptr(),
-            rows,
-            inner,
-            both.address,
-            both.scale_address,
-            both_t.address,
-            both_t.scale_address,
-            device.index,
-            stream_of(device),
-        )
+        both, both_t = swiglu_backward(da, gate_up, inner)
         del da
         dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows), ctx.dtypes[0])
         dx = None

@@ -1,0 +1,51 @@
+"""What the GPU benchmarks share: the result's head, timing with events over rotating buffers."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench import common
+
+DEVICE = torch.device("cuda", 0)
+
+
+def new_result(benchmark: str) -> common.Result:
+    """An empty result for GPU 0. Raises BenchError without one that results are kept for."""
+    if not torch.cuda.is_available():
+        raise common.BenchError("no GPU that PyTorch can use")
+    name = torch.cuda.get_device_name(DEVICE)
+    gpu = next((known for known in ("h100", "h200") if known in name.lower()), None)
+    if gpu is None:
+        raise common.BenchError(f"results are kept for H100 and H200; this is {name}")
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    return common.Result(benchmark, gpu, name, driver, torch.__version__)
+
+
+def interleaved(contenders: dict[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, float]:
+    """Median milliseconds of each contender on the device. All run once in every round; each is told the number of the
+    round, to choose its buffers by, so that nothing it reads is still in the L2 cache."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warm + rounds):
+        for name, call in contenders.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            # A kernel ahead of the first event keeps the device busy while the host gets ahead of it.
+            torch.cuda._sleep(200_000)
+            start.record()
+            call(turn)
+            end.record()
+            torch.cuda.synchronize()
+            if turn >= warm:
+                times[name].append(start.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def rotation(total_bytes: int) -> int:
+    """How many sets of buffers of this size push each other out of a 60 MB L2 cache."""
+    return max(2, -(-240_000_000 // max(total_bytes, 1)))
