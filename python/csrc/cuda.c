@@ -188,3 +188,23 @@ PyObject *core_cuda_device_info(PyObject *module, PyObject *object) {
                          "memory_bandwidth", info.memory_bandwidth, "target", info.target, "has_device_code",
                          PyBool_FromLong(info.has_device_code));
 }
+
+PyObject *core_cuda_selftest(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum { KERNEL, SEED, DEVICE, WORKSPACE, WORKSPACE_BYTES, STREAM, COUNT };
+    long long v[COUNT];
+    if (!read_numbers("cuda_selftest", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_selftest_result result = {0};
+    dw_status status =
+        dw_kernel_selftest_cuda(context, (size_t)v[KERNEL], (uint64_t)v[SEED], (int)v[DEVICE], address(v[WORKSPACE]),
+                                (size_t)v[WORKSPACE_BYTES], address(v[STREAM]), &result);
+    if (status != DW_OK && status != DW_ERROR_SELFTEST) return raise_status(module, status);
+    return Py_BuildValue("{s:L,s:L,s:s}", "cases", (long long)result.cases, "mismatches", (long long)result.mismatches,
+                         "first_mismatch", result.first_mismatch);
+}
+
+PyObject *core_cuda_selftest_workspace(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromSize_t(dw_kernel_selftest_workspace());
+}

@@ -137,6 +137,11 @@ static PyMethodDef methods[] = {
     {"cuda_swiglu_backward", FAST(core_cuda_swiglu_backward),
      "cuda_swiglu_backward(dy, gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
      "dw_swiglu_backward_quantize, plain, halves."},
+    {"cuda_selftest", FAST(core_cuda_selftest),
+     "cuda_selftest(kernel, seed, device, workspace, workspace_bytes, stream) -> dict\n\n"
+     "Runs a GPU's row against the reference; mismatches are in the result, not raised. Waits for the stream."},
+    {"cuda_selftest_workspace", core_cuda_selftest_workspace, METH_NOARGS,
+     "cuda_selftest_workspace() -> int\n\nBytes of device memory cuda_selftest needs."},
     {"cuda_device_info", core_cuda_device_info, METH_O,
      "cuda_device_info(device) -> dict\n\nFacts about a GPU, from the driver."},
     {NULL, NULL, 0, NULL},

@@ -49,6 +49,8 @@ PyObject *core_cuda_rmsnorm_backward(PyObject *module, PyObject *const *argument
 PyObject *core_cuda_rmsnorm_backward_workspace(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_selftest(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_selftest_workspace(PyObject *module, PyObject *unused);
 PyObject *core_cuda_device_info(PyObject *module, PyObject *device);
 
 #endif
