@@ -257,8 +257,8 @@ def test_a_step_waits_for_nothing() -> None:
 
 
 def test_training_follows_bf16() -> None:
-    """60 steps on a task that does not end at zero: the next token is one of two, chosen by the one before. Single short
-    runs differ by a few percent either way; what is tested is that FP8 does not fall behind."""
+    """60 steps on a task that does not end at zero: the next token is one of two, chosen by the one before. Single
+    short runs differ by a few percent either way; what is tested is that FP8 does not fall behind."""
     plain = llama(num_hidden_layers=2)
     model = deepwell.optimize(copy.deepcopy(plain), strategy=STRATEGY)
     generator = torch.Generator(device=DEVICE).manual_seed(5)
