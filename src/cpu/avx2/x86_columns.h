@@ -5,8 +5,8 @@
  * BF16 to both, 19 cycles of 3.4 GHz at 23 GB/s. Work: about 45 operations for row blocks, 30 for columns, 5 for the
  * transposition.
  *
- * Plan: cells (cell_avx2.h), in strips of a block's height. The row blocks of a strip are quantized from its dense
- * words as in quantize_row_avx2.c. For the columns, 32 at a time: the running maximum over a block's rows gives 32
+ * Plan: cells (x86_cell.h), in strips of a block's height. The row blocks of a strip are quantized from its dense
+ * words as in x86_rows.h. For the columns, 32 at a time: the running maximum over a block's rows gives 32
  * amaxes side by side, so scales are computed and applied lane by lane with no reduction; each 32 rows of elements are
  * transposed in registers. While a cell is encoded the next one is prefetched. */
 #ifndef DW_X86_COLUMNS_H

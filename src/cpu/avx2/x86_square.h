@@ -1,9 +1,9 @@
 /* Quantization with square blocks of 128 x 128 elements, row-wise, transposed or both. One scale serves both
  * orientations, so the transpose has the same bytes and each element is encoded once.
  *
- * Floor: as quantize_columns_avx2.c. Work: about 30 operations for 32 elements, and 5 for the transposition.
+ * Floor: as x86_columns.h. Work: about 30 operations for 32 elements, and 5 for the transposition.
  *
- * Plan: a cell (cell_avx2.h) is a block. Reading it also finds amax. It is encoded in groups of 32 rows; a row's 128
+ * Plan: a cell (x86_cell.h) is a block. Reading it also finds amax. It is encoded in groups of 32 rows; a row's 128
  * bytes leave at once, and are kept in the order of packing for the transposition. */
 #ifndef DW_X86_SQUARE_H
 #define DW_X86_SQUARE_H
