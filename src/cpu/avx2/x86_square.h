@@ -3,8 +3,8 @@
  *
  * Floor: as x86_columns.h. Work: about 30 operations for 32 elements, and 5 for the transposition.
  *
- * Plan: a cell (x86_cell.h) is a block. Reading it also finds amax. It is encoded in groups of 32 rows; a row's 128
- * bytes leave at once, and are kept in the order of packing for the transposition. */
+ * Plan: a cell (x86_cell.h) is a block. It is read, searched for amax, and encoded in groups of 32 rows into a dense
+ * buffer, from which the rows leave as they are and the columns after a transposition. */
 #ifndef DW_X86_SQUARE_H
 #define DW_X86_SQUARE_H
 
