@@ -14,9 +14,13 @@ def main() -> int:
             f"deepwell.demo: needs {', '.join(missing)}; run `{sys.executable} -m pip install {names}`", file=sys.stderr
         )
         return 1
-    from .cli import run
+    try:
+        from .cli import run
 
-    return run(sys.argv[1:])
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:  # while PyTorch was being imported; afterwards `run` sees to it
+        print("deepwell.demo: interrupted; no report written", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 56, 16, 12, 36
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 760, 56, 16, 12, 42
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -77,10 +77,10 @@ class _Axes:
         points = [f"{self.x(step):.1f} {self.y(value):.1f}" for step, value in enumerate(values, 1)]
         return "M" + "L".join(points if len(points) > 1 else points * 2)
 
-    def frame(self, label: str) -> dict[str, Any]:
+    def frame(self, y_label: str) -> dict[str, Any]:
         def marks(values: list[float], place: Callable[[float], float], text: str) -> list[dict[str, Any]]:
-            # Adding zero turns the minus of a negative zero into none.
-            return [{"at": round(place(v), 1), "text": text.format(round(v, 9) + 0.0)} for v in values]
+            texts = (text.format(round(v, 9)) if v else text.format(0).lstrip("+") for v in values)
+            return [{"at": round(place(v), 1), "text": label} for v, label in zip(values, texts, strict=True)]
 
         return {
             "width": WIDTH,
@@ -90,5 +90,5 @@ class _Axes:
             "top": TOP,
             "bottom": self.height - BOTTOM,
             "x_ticks": marks([t for t in ticks(0, self.steps, 8) if t >= 1 and t == int(t)], self.x, "{:g}"),
-            "y_ticks": marks(ticks(self.low, self.high, 5), self.y, label),
+            "y_ticks": marks(ticks(self.low, self.high, 5), self.y, y_label),
         }

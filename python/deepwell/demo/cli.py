@@ -28,7 +28,17 @@ from .corpus import Corpus, CorpusError, heldout_starts, load_corpus, training_s
 from .device import DeviceUnavailableError, choose_device, describe
 from .model import ByteGPT, generate
 from .report import write_reports
-from .training import NonFiniteLossError, Run, Settings, evaluate, final_loss, final_steps, relative_difference, train
+from .training import (
+    NonFiniteLossError,
+    Run,
+    Settings,
+    arithmetic,
+    evaluate,
+    final_loss,
+    final_steps,
+    relative_difference,
+    train,
+)
 
 ALLOWED_DIFFERENCE = 0.01
 SAMPLE_BYTES = 500
@@ -54,6 +64,9 @@ def run(arguments: list[str]) -> int:
     except Interrupted as stop:
         _complain("interrupted; no report written")
         return 128 + stop.number
+    except BrokenPipeError:  # whoever read the output has left; nothing can be said, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (CorpusError, DeviceUnavailableError, NonFiniteLossError, deepwell.DeepwellError) as error:
         _complain(str(error))
     except OSError as error:
@@ -96,7 +109,8 @@ def _demo(options: argparse.Namespace, screen: Screen) -> int:
     seconds = time.perf_counter() - began
 
     prompt = b"\n" if options.text else b"def "
-    written = generate(mxfp8_model, prompt, SAMPLE_BYTES, temperature=TEMPERATURE, seed=options.seed)
+    with arithmetic(device, settings):
+        written = generate(mxfp8_model, prompt, SAMPLE_BYTES, temperature=TEMPERATURE, seed=options.seed)
     deepwell.restore(mxfp8_model)
     restored_loss = evaluate(mxfp8_model, corpus.heldout, heldout, settings)
 
@@ -168,10 +182,10 @@ def _facts(report: dict[str, Any], settings: Settings) -> dict[str, str]:
         "held out": f"{corpus['split']}; {corpus['heldout_bytes_evaluated']:,} of {corpus['heldout_bytes']:,} bytes "
         "evaluated, the same for all three models",
         "bigram model": f"byte pairs counted in the whole training text, add-{SMOOTHING:g} smoothing",
-        "model": f"{shape.layers} blocks of width {shape.width}, {shape.heads} heads, context {shape.context}",
+        "model": f"width {shape.width}, {shape.heads} heads, context {shape.context}, blocks: {shape.layers}",
         "batches": f"{settings.batch} windows of {shape.context} bytes, seed {report['seed']}",
         "optimizer": f"AdamW, peak learning rate {settings.learning_rate:g}, linear warm-up, cosine decay",
-        "processor": f"{machine['processor']}, {machine['torch_threads']} threads",
+        "processor": f"{machine['processor']}; threads: {machine['torch_threads']}",
     }
     if "gpu" in machine:
         facts["GPU"] = str(machine["gpu"])

@@ -42,12 +42,12 @@ class Screen:
                 TextColumn("{task.description:<14}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.fields[loss]}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
             )
             with Progress(*columns, console=self.console) as progress:
-                task = progress.add_task(name, total=steps, loss=float("nan"))
-                yield lambda done, loss: progress.update(task, completed=done, loss=loss)
+                task = progress.add_task(name, total=steps, loss="")
+                yield lambda done, loss: progress.update(task, completed=done, loss=f"loss {loss:.4f}")
             return
         began = time.perf_counter()
         every = max(1, steps // LINES_PER_RUN)

@@ -119,9 +119,9 @@ def _read_folder(root: Path, suffix: str) -> list[bytes]:
     documents: dict[bytes, None] = {}
     room = MAX_BYTES
     for path in paths:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > room:
-            continue
         try:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > room:
+                continue
             content = path.read_bytes()
             content.decode("utf-8")
         except (OSError, UnicodeDecodeError):

@@ -59,9 +59,9 @@ def train(
     """Trains on the windows that begin at starts[step], then evaluates on those that begin at `heldout`.
 
     Calls on_step(steps done, loss) after each step. Raises NonFiniteLossError."""
-    began = time.perf_counter()
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, settings)
+    began = time.perf_counter()  # the process's first optimizer imports much of PyTorch, which is not training
     losses = []
     model.train()
     for step in range(settings.steps):
@@ -96,6 +96,11 @@ def evaluate(model: nn.Module, stream: np.ndarray, starts: np.ndarray, settings:
         total += _loss(model, tokens, targets, settings).item() * len(chosen)
     model.train()
     return total / len(starts)
+
+
+def arithmetic(device: torch.device, settings: Settings) -> torch.autocast:
+    """The context in which the model runs: BF16 around FP32 parameters, or FP32 throughout."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
@@ -139,6 +144,6 @@ def _batch(stream: np.ndarray, starts: np.ndarray, settings: Settings, device: t
 
 
 def _loss(model: nn.Module, tokens: Tensor, targets: Tensor, settings: Settings) -> Tensor:
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=settings.autocast):
+    with arithmetic(tokens.device, settings):
         logits = model(tokens)
     return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
