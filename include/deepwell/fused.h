@@ -30,8 +30,9 @@ typedef struct dw_rmsnorm_quantize_args {
     dw_tensor rstd;                 /* F32 [rows], dense: 1 / sqrt(mean(h^2) + eps) */
 } dw_rmsnorm_quantize_args;
 
-/* x, residual, h and y must have one row stride. At least one of row and transposed is wanted. One kernel when only
- * `row` is wanted and cols is at most 16384; otherwise two, the second of which reads h again. */
+/* x, residual, h and y must have one row stride. At least one of row and transposed is wanted. One kernel, which reads
+ * x once, when only `row` is wanted and cols is at most 16384, or both are and cols is at most 4096; otherwise two, the
+ * second of which reads h again. */
 DW_API dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_args *args, void *stream);
 
 typedef struct dw_rmsnorm_backward_args {
