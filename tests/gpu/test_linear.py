@@ -19,11 +19,11 @@ from deepwell import cuda_linear
 
 DEVICE = torch.device("cuda", 0)
 FORCE = {"*": "mxfp8"}
-# The tensor core keeps about 14 bits of a partial sum of 128 products and rounds toward zero: relative 2^-12 of the sum
-# of magnitudes, taken here against the norm. The result is rounded once on top: by 2^-8 of a value at most for BF16 and
-# 2^-11 for FP16, uniform, so by a factor of sqrt(3) less in norm.
-TOLERANCE = {torch.bfloat16: 2.0**-8 / 3**0.5 + 2.0**-12, torch.float16: 2.0**-11 / 3**0.5 + 2.0**-12}
-TOLERANCE[torch.float32] = 2.0**-12
+# The tensor core aligns the products of one step to the largest and keeps about 14 bits, rounding toward zero: 2^-13 of
+# it at most for each of the four steps of a block, 2^-11, taken here against the norm. The result is rounded once on top:
+# by 2^-8 of a value at most for BF16 and 2^-11 for FP16, uniform, so by a factor of sqrt(3) less in norm.
+TOLERANCE = {torch.bfloat16: 2.0**-8 / 3**0.5 + 2.0**-11, torch.float16: 2.0**-11 / 3**0.5 + 2.0**-11}
+TOLERANCE[torch.float32] = 2.0**-11
 
 
 def layer(inputs: int, outputs: int, dtype: torch.dtype, bias: bool = False) -> nn.Module:
