@@ -20,8 +20,8 @@ from deepwell import cuda_linear
 DEVICE = torch.device("cuda", 0)
 FORCE = {"*": "mxfp8"}
 # The tensor core aligns the products of one step to the largest and keeps about 14 bits, rounding toward zero: 2^-13 of
-# it at most for each of the four steps of a block, 2^-11, taken here against the norm. The result is rounded once on top:
-# by 2^-8 of a value at most for BF16 and 2^-11 for FP16, uniform, so by a factor of sqrt(3) less in norm.
+# it at most for each of the four steps of a block, 2^-11, taken here against the norm. The result is rounded once on
+# top: by 2^-8 of a value at most for BF16 and 2^-11 for FP16, uniform, so by a factor of sqrt(3) less in norm.
 TOLERANCE = {torch.bfloat16: 2.0**-8 / 3**0.5 + 2.0**-11, torch.float16: 2.0**-11 / 3**0.5 + 2.0**-11}
 TOLERANCE[torch.float32] = 2.0**-11
 
