@@ -131,6 +131,11 @@ static void a_child_uses_the_pool_it_inherits(void **state) {
 /* Forks while other threads are in the middle of loops, so that locks are held and loops are listed. */
 static void a_child_of_a_busy_pool_works(void **state) {
     (void)state;
+#ifdef __SANITIZE_ADDRESS__
+    /* The sanitizer's allocator has locks of its own, which it does not free in a child when another thread holds them:
+     * the child then hangs in its first allocation. */
+    skip();
+#endif
     dw_thread_pool *pool = dw_thread_pool_create(4);
     pthread_t callers[3];
     for (int i = 0; i < 3; i++)
