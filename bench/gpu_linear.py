@@ -27,7 +27,7 @@ SHAPES = (
 
 def run(results: Path, rounds: int) -> Path:
     """linear.json: TFLOP/s of forward and backward together, weights quantized anew each time; and, for the layer of
-    8192 x 14336 x 4096, the milliseconds its quantization takes beside those of its multiplications ("limit")."""
+    8192 x 14336 x 4096, the milliseconds of its quantization and those of its multiplications, in rows of their own."""
     result = gpu_common.new_result("linear")
     for tokens, outputs, inputs in SHAPES:
         layer = nn.Linear(inputs, outputs, bias=False, device=DEVICE, dtype=torch.bfloat16)

@@ -17,10 +17,10 @@ STRATEGIES = ("auto", "mxfp8_dense", "mxfp8_moe", "bf16_fused")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 SMALLEST_EXTENT = 32  # one MX block
 HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of whole 16 bytes
-# Where FP8 begins to win on Hopper, forward and backward together, measured on an H100 at 2048 to 16384 tokens: below
-# either, quantization and launches cost more than the products save.
+# The smallest layer for which FP8 was measured to win on Hopper, forward and backward of it alone (6144 x 2048, on an
+# H100; bench/results/h100/linear.json). 1024 x 4096 and 2048 x 2048 lose; nothing between was measured.
 HOPPER_SMALLEST_WIDE = 4096
-HOPPER_SMALLEST_WEIGHT = 4096 * 1024
+HOPPER_SMALLEST_WEIGHT = 6144 * 2048
 CONVERT, KEEP, FUSE = "convert", "keep", "fuse"
 
 
@@ -285,7 +285,7 @@ def _reason_to_keep_on_hopper(layer: LayerFacts, wish: str | None) -> str:
     small = wide < HOPPER_SMALLEST_WIDE or layer.in_features * layer.out_features < HOPPER_SMALLEST_WEIGHT
     if wish is None and small:
         return (
-            f"would lose: FP8 wins on this GPU from {HOPPER_SMALLEST_WIDE} in one dimension and "
+            f"may lose: FP8 was measured to win on Hopper from {HOPPER_SMALLEST_WIDE} in one dimension and "
             f"{HOPPER_SMALLEST_WEIGHT:,} weights"
         )
     return ""

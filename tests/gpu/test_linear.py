@@ -239,7 +239,8 @@ def test_state_and_copies() -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     buffer = io.BytesIO()
     torch.save(model, buffer)
-    assert buffer.tell() < 2 * sum(v.nbytes for v in before.values()) + 20000  # no FP8 copies in the file
+    # FP8 copies in both orientations would double the file.
+    assert buffer.tell() < 1.5 * sum(v.nbytes for v in before.values())
     buffer.seek(0)
     for other in (torch.load(buffer, weights_only=False), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), y)
@@ -251,7 +252,7 @@ def test_state_and_copies() -> None:
 def test_small_layers_are_left_alone_by_default() -> None:
     model = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 2048), nn.Linear(2048, 2048)).to(DEVICE)
     plan = deepwell.explain(deepwell.optimize(model)).plan
-    assert [d.action for d in plan.decisions] == ["convert", "convert", "keep"]
+    assert [d.action for d in plan.decisions] == ["convert", "keep", "keep"]
 
 
 def test_a_cpu_conversion_does_not_run_here() -> None:

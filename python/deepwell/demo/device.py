@@ -39,7 +39,7 @@ def gpu_obstacle() -> str:
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     if capability < SMALLEST_CAPABILITY:
         return f"{name} has compute capability {capability[0]}.{capability[1]}, Deepwell's kernels need 9.0 (Hopper)"
-    probe = nn.Sequential(nn.Linear(4096, 1024, bias=False)).to("cuda")  # large enough to be worth converting
+    probe = nn.Sequential(nn.Linear(4096, 4096, bias=False)).to("cuda")  # large enough to be worth converting
     try:
         deepwell.optimize(probe, precision="mxfp8")
     except deepwell.UnsupportedError as error:
