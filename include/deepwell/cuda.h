@@ -80,6 +80,14 @@ typedef struct dw_gemm_operand {
     dw_scale_layout layout; /* of E8M0 scales */
 } dw_gemm_operand;
 
+/* Who multiplies. OWN: the library's Hopper kernels, for e4m3 by e4m3 with block scales and a BF16 or F32 result; E8M0
+ * scales of 1x128 blocks must be MN_MAJOR. */
+typedef enum dw_gemm_backend {
+    DW_GEMM_AUTO = 0, /* OWN where it can and is predicted to be faster, else CUBLASLT */
+    DW_GEMM_OWN = 1,
+    DW_GEMM_CUBLASLT = 2
+} dw_gemm_backend;
+
 typedef struct dw_gemm_args {
     dw_gemm_operand a, b;
     dw_tensor d; /* [M, N], BF16, F16 or F32, inner stride 1; alignment as the operands */
@@ -90,6 +98,7 @@ typedef struct dw_gemm_args {
     bool fast_accumulation; /* FP8 on Hopper with TENSOR scales: sums stay in the tensor core's 14 bits; faster */
     void *workspace;        /* device memory, 256-byte aligned; may be NULL when workspace_bytes is 0 */
     size_t workspace_bytes; /* at least what dw_gemm_workspace_size says */
+    dw_gemm_backend backend;
 } dw_gemm_args;
 
 /* No plan asks for more than this, besides the decoded scales. */
@@ -99,16 +108,16 @@ typedef struct dw_gemm_args {
  * that of fresh memory, 256 bytes); everything else must be as in the call. Errors as dw_gemm. */
 DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes);
 
-/* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on, through cuBLASLt:
+/* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on:
  *
  *   a by b                                              scaling a by b      needs
  *   bf16 by bf16, f16 by f16                            unscaled
  *   e4m3 by e4m3, e4m3 by e5m2, e5m2 by e4m3, with
  *     one scale each                                    TENSOR by TENSOR    compute capability 9.0 or later
- *     block scales on Hopper                            1X128 by 1X128,     9.0 exactly; cuBLASLt 12.9 or later;
- *                                                       1X128 by 128X128,   M and N multiples of 4
- *                                                       128X128 by 1X128
- *     block scales on Blackwell                         1X32 by 1X32        10.0 or later; cuBLASLt 12.8 or later
+ *     block scales on Hopper                            1X128 by 1X128,     9.0 exactly; the library's own kernels, or
+ *                                                       1X128 by 128X128,   cuBLASLt 12.9 or later with M and N
+ * multiples 128X128 by 1X128    of 4 (the last pair is cuBLASLt's alone) block scales on Blackwell 1X32 by
+ * 1X32        10.0 or later; cuBLASLt 12.8 or later
  *
  * FP8 needs K a multiple of 16, and N times the bytes of D's type a multiple of 16.
  * Products of decoded elements, FP32 sums, reductions split only in FP32; D is rounded once. An empty M or N is a
@@ -122,6 +131,42 @@ DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args 
  * NVIDIA's cuBLAS documentation, "128-element 1D and 128x128 2D Block Scaling" and "1D Block Scaling Factors Layout".
  */
 DW_API dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream);
+
+/* ---- grouped matrix multiplication (mixture of experts), Hopper ---- */
+
+typedef enum dw_group_axis {
+    DW_GROUP_M = 0, /* D[T, N]: rows of A in groups, group g times its own B[g]: experts' forward and data gradient */
+    DW_GROUP_K = 1  /* D[g] = A[:, group g] B[:, group g]^T: experts' weight gradients */
+} dw_group_axis;
+
+/* Groups of any size, zero included, known only to the device.
+ *
+ *            a           b              d           scales of b
+ *   GROUP_M  [T, K]      [G, N, K]      [T, N]      the groups' grids one below the other: G * ceil(N/128) rows of
+ * blocks GROUP_K  [M, T]      [N, T]         [G, M, N]   as in dw_gemm
+ *
+ * e4m3 by e4m3; a in 1x128 blocks; b in 128x128 (GROUP_M, GROUP_K) or 1x128 (GROUP_K); scales as dw_gemm takes them. d:
+ * BF16, or F32 for GROUP_K. Three-dimensional tensors are dense. K (GROUP_M) or T (GROUP_K) a multiple of 16, N times
+ * the bytes of d's type too; addresses aligned to 16 bytes. With F32 scales T (GROUP_M), or M and N (GROUP_K, of those
+ * in 1x128 blocks), are multiples of 4.
+ *
+ * ends: G numbers in device memory: where each group ends along T; never decreasing, the last at most T. For
+ * GROUP_K each is a multiple of 128, since a block of one group must not reach into the next (fill up with zero rows).
+ * Rows of D beyond the last end are not written. An empty group leaves nothing (GROUP_M) or zeros in its D, or adds
+ * nothing when accumulating (GROUP_K). */
+typedef struct dw_grouped_gemm_args {
+    dw_gemm_operand a, b;
+    dw_tensor d;
+    const int32_t *ends;
+    int64_t groups; /* G */
+    dw_group_axis axis;
+    bool accumulate; /* adds into d (FP32 sums; rounded once) */
+} dw_grouped_gemm_args;
+
+/* Multiplies on `stream`. Needs no workspace, never waits for the device and can be captured in a CUDA graph once the
+ * same call has been made outside of one. Errors: INVALID_ARGUMENT, UNSUPPORTED (not a Hopper GPU, no driver, formats),
+ * DEVICE. */
+DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 
 /* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);
  * either result may be NULL. Errors: UNSUPPORTED when there is none. */

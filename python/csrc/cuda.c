@@ -85,6 +85,19 @@ PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ss
                                        v[TRANSPOSED] ? &transposed : NULL, address(v[STREAM])));
 }
 
+/* Scales at `data` of `operand`, whose scaling is set: FP32 as dw_gemm reads them, or E8M0 codes in layout mn_major. */
+static void set_scale(dw_gemm_operand *operand, long long data, long long codes, long long rows, long long cols,
+                      long long device) {
+    bool square = operand->scaling == DW_GEMM_128X128;
+    if (!codes) {
+        operand->scale = factor_view(data, rows, cols, square ? DW_BLOCK_128X128 : DW_BLOCK_1X128, device);
+        return;
+    }
+    int64_t padded = ((square ? (rows + 127) / 128 : rows) + 15) / 16 * 16;
+    operand->scale = device_matrix(data, DW_E8M0, (cols + 127) / 128, padded, padded, device);
+    operand->layout = DW_SCALE_MN_MAJOR;
+}
+
 PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     enum {
         A,
@@ -110,6 +123,8 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         WORKSPACE_BYTES,
         DEVICE,
         STREAM,
+        CODES,
+        BACKEND,
         COUNT
     };
     long long v[COUNT];
@@ -125,18 +140,68 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         .accumulate = v[ACCUMULATE] != 0,
         .workspace = address(v[WORKSPACE]),
         .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
+        .backend = (dw_gemm_backend)v[BACKEND],
     };
-    if (v[A_SCALE])
-        args.a.scale = factor_view(v[A_SCALE], v[M], v[K],
-                                   args.a.scaling == DW_GEMM_128X128 ? DW_BLOCK_128X128 : DW_BLOCK_1X128, v[DEVICE]);
-    if (v[B_SCALE])
-        args.b.scale = factor_view(v[B_SCALE], v[N], v[K],
-                                   args.b.scaling == DW_GEMM_128X128 ? DW_BLOCK_128X128 : DW_BLOCK_1X128, v[DEVICE]);
+    if (v[A_SCALE]) set_scale(&args.a, v[A_SCALE], v[CODES], v[M], v[K], v[DEVICE]);
+    if (v[B_SCALE]) set_scale(&args.b, v[B_SCALE], v[CODES], v[N], v[K], v[DEVICE]);
     if (v[BIAS]) {
         args.bias = device_matrix(v[BIAS], (dw_dtype)v[BIAS_DTYPE], v[N], 1, 1, v[DEVICE]);
         args.bias.rank = 1;
     }
     return outcome(module, dw_gemm(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        AXIS,
+        GROUPS,
+        ENDS,
+        A,
+        A_LD,
+        A_SCALE,
+        B,
+        B_LD,
+        B_SCALING,
+        B_SCALE,
+        D,
+        D_DTYPE,
+        D_LD,
+        M,
+        N,
+        K,
+        ACCUMULATE,
+        DEVICE,
+        STREAM,
+        CODES,
+        COUNT
+    };
+    long long v[COUNT];
+    if (!read_numbers("cuda_grouped_gemm", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    bool along_m = v[AXIS] == DW_GROUP_M;
+    dw_grouped_gemm_args args = {
+        .a = {.data = device_matrix(v[A], DW_E4M3, v[M], v[K], v[A_LD], v[DEVICE]), .scaling = DW_GEMM_1X128},
+        .b = {.data = device_matrix(v[B], DW_E4M3, v[N], v[K], v[B_LD], v[DEVICE]),
+              .scaling = (dw_gemm_scaling)v[B_SCALING]},
+        .d = device_matrix(v[D], (dw_dtype)v[D_DTYPE], v[M], v[N], v[D_LD], v[DEVICE]),
+        .ends = address(v[ENDS]),
+        .groups = v[GROUPS],
+        .axis = (dw_group_axis)v[AXIS],
+        .accumulate = v[ACCUMULATE] != 0,
+    };
+    dw_tensor *stack = along_m ? &args.b.data : &args.d;
+    *stack = (dw_tensor){.data = stack->data,
+                         .dtype = stack->dtype,
+                         .device_type = DW_DEVICE_CUDA,
+                         .device_id = stack->device_id,
+                         .rank = 3,
+                         .shape = {v[GROUPS], stack->shape[0], stack->shape[1]},
+                         .strides = {stack->shape[0] * stack->shape[1], stack->shape[1], 1}};
+    set_scale(&args.a, v[A_SCALE], v[CODES], v[M], v[K], v[DEVICE]);
+    long long b_rows = along_m ? v[GROUPS] * ((v[N] + 127) / 128 * 128) : v[N]; /* grids one below the other */
+    set_scale(&args.b, v[B_SCALE], v[CODES], b_rows, v[K], v[DEVICE]);
+    return outcome(module, dw_grouped_gemm(context, &args, address(v[STREAM])));
 }
 
 PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {

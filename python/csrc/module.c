@@ -115,8 +115,13 @@ static PyMethodDef methods[] = {
      "dw_quantize of a GPU matrix with FP32 scales as dw_gemm reads them. Integers only; address 0: not wanted."},
     {"cuda_gemm", FAST(core_cuda_gemm),
      "cuda_gemm(a, a_dtype, a_ld, a_scaling, a_scale, b, b_dtype, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
-     "bias, bias_dtype, accumulate, workspace, workspace_bytes, device, stream)\n\n"
-     "dw_gemm with FP32 scales. Integers only; address 0: none."},
+     "bias, bias_dtype, accumulate, workspace, workspace_bytes, device, stream, codes, backend)\n\n"
+     "dw_gemm; scales are FP32, or with codes=1 E8M0 in layout mn_major; backend: a dw_gemm_backend. Integers only; "
+     "address 0: none."},
+    {"cuda_grouped_gemm", FAST(core_cuda_grouped_gemm),
+     "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
+     "accumulate, device, stream, codes)\n\n"
+     "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
     {"cuda_cross_entropy", FAST(core_cuda_cross_entropy),
      "cuda_cross_entropy(logits, dtype, rows, vocabulary, ld, labels, ignore, lse, loss, dloss, dloss_stride, dlogits, "
      "dlogits_ld, device, stream)\n\n"

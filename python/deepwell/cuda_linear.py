@@ -31,6 +31,7 @@ E4M3, E5M2 = 3, 4
 BLOCK_1X128, BLOCK_128X128 = 1, 2
 SCALING_1X128, SCALING_128X128 = 2, 3
 RCEIL = 0
+BACKEND_AUTO, BACKEND_OWN, BACKEND_CUBLASLT = 0, 1, 2
 
 WORKSPACE_BYTES = 32 << 20  # DW_GEMM_WORKSPACE_MAX
 ROW_MULTIPLE = 16  # tokens are a reduction in the weight gradient, which FP8 needs in whole 16 bytes
@@ -293,6 +294,8 @@ def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = No
         WORKSPACE_BYTES,
         device.index,
         stream,
+        0,  # FP32 scales
+        BACKEND_AUTO,
     )
 
 

@@ -187,8 +187,11 @@ static problem make_problem(operand a, operand b, dw_dtype d_dtype, int64_t d_pa
         else
             ((uint16_t *)p.d)[i] = (uint16_t)(0x4000 + i % 97);
     }
-    p.args =
-        (dw_gemm_args){.a = a.view, .b = b.view, .d = on_gpu(p.d, d_dtype, p.m, p.n, p.d_ld), .accumulate = accumulate};
+    p.args = (dw_gemm_args){.a = a.view,
+                            .b = b.view,
+                            .d = on_gpu(p.d, d_dtype, p.m, p.n, p.d_ld),
+                            .accumulate = accumulate,
+                            .backend = DW_GEMM_CUBLASLT};
     if (bias) {
         bool fp8 = dw_dtype_size(a.view.data.dtype) == 1;
         p.bias = fresh(sizeof(float) * (size_t)p.n);

@@ -1,5 +1,6 @@
-/* dw_gemm: checks, decodes scales where needed, runs the plan. */
+/* dw_gemm: checks, then one of the project's own kernels, or cuBLASLt with scales decoded where needed. */
 #include "cuda/host/gemm_plan.h"
+#include "cuda/host/gemm_sm90.h"
 #include "cuda/host/launch.h"
 
 #define DECODE_THREADS 256
@@ -67,24 +68,69 @@ static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_
     return status;
 }
 
+/* Whether the project's own kernels run it; `*multiprocessors` is then set. UNSUPPORTED when they must and cannot. */
+static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
+                            bool *own, int *multiprocessors) {
+    *own = false;
+    if (args->backend == DW_GEMM_CUBLASLT) return DW_OK;
+    const char *refusal = dw_gemm_sm90_refusal(args, problem);
+    if (!*refusal) {
+        int capability = 0;
+        DW_TRY(dw_gemm_sm90_device(scope, &capability, multiprocessors));
+        if (capability != 90) refusal = "the GPU is not of compute capability 9.0";
+    }
+    if (*refusal && args->backend == DW_GEMM_OWN)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: the library's own kernels cannot run this: %s", refusal);
+    *own = !*refusal && (args->backend == DW_GEMM_OWN || dw_gemm_sm90_preferred(problem));
+    return DW_OK;
+}
+
+static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, dw_gemm_problem *problem,
+                          void *stream) {
+    if (problem->k == 0) return multiply_nothing(scope, problem, stream);
+    bool own = false;
+    int multiprocessors = 0;
+    DW_TRY(choose_own(scope, args, problem, &own, &multiprocessors));
+    if (own) return dw_gemm_sm90_run(scope, args, problem, multiprocessors, stream);
+    const dw_cublaslt *library = NULL;
+    DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
+    return run(scope, library, problem, args->workspace, args->workspace_bytes, stream);
+}
+
+static dw_status check_backend(const dw_gemm_args *args) {
+    if ((unsigned)args->backend > DW_GEMM_CUBLASLT)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "gemm: backend %d is no dw_gemm_backend", (int)args->backend);
+    return DW_OK;
+}
+
 dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream) {
     if (!context || !args)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm: %s is NULL", context ? "args" : "context");
+    DW_TRY(check_backend(args));
     dw_gemm_problem problem;
     DW_TRY(dw_gemm_prepare(args, true, &problem));
     if (problem.m == 0 || problem.n == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(problem.device, &scope));
-    const dw_cublaslt *library = NULL;
-    dw_status status = DW_OK;
-    if (problem.k == 0) {
-        status = multiply_nothing(&scope, &problem, stream);
-    } else {
-        status = dw_cublaslt_get(scope.driver->version, &library);
-        if (status == DW_OK) status = run(&scope, library, &problem, args->workspace, args->workspace_bytes, stream);
-    }
+    dw_status status = multiply(&scope, args, &problem, stream);
     dw_cuda_leave(&scope);
     return status;
+}
+
+static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
+                                size_t *bytes) {
+    bool own = false;
+    int multiprocessors = 0;
+    DW_TRY(choose_own(scope, args, problem, &own, &multiprocessors));
+    *bytes = 0;
+    if (own) return DW_OK;
+    const dw_cublaslt *library = NULL;
+    dw_gemm_plan *plan = NULL;
+    DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
+    DW_TRY(dw_gemm_plan_get(scope, library, problem, &plan));
+    *bytes = problem->decode_bytes + dw_gemm_plan_workspace(plan);
+    dw_gemm_plan_release(plan);
+    return DW_OK;
 }
 
 dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes) {
@@ -93,22 +139,14 @@ dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, 
                        !context ? "context"
                        : !args  ? "args"
                                 : "bytes");
+    DW_TRY(check_backend(args));
     dw_gemm_problem problem;
     DW_TRY(dw_gemm_prepare(args, false, &problem));
-    if (problem.m == 0 || problem.n == 0 || problem.k == 0) {
-        *bytes = 0;
-        return DW_OK;
-    }
+    *bytes = 0;
+    if (problem.m == 0 || problem.n == 0 || problem.k == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(problem.device, &scope));
-    const dw_cublaslt *library = NULL;
-    dw_gemm_plan *plan = NULL;
-    dw_status status = dw_cublaslt_get(scope.driver->version, &library);
-    if (status == DW_OK) status = dw_gemm_plan_get(&scope, library, &problem, &plan);
-    if (status == DW_OK) {
-        *bytes = problem.decode_bytes + dw_gemm_plan_workspace(plan);
-        dw_gemm_plan_release(plan);
-    }
+    dw_status status = workspace_size(&scope, args, &problem, bytes);
     dw_cuda_leave(&scope);
     return status;
 }

@@ -279,10 +279,6 @@ dw_status dw_gemm_prepare(const dw_gemm_args *args, bool with_pointers, dw_gemm_
                        dw_gemm_scaling_name(p.a_scaling));
     if (is_fp8(args->a.data.dtype) && p.k % 16 != 0)
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: K = %" PRId64 "; FP8 needs a multiple of 16", p.k);
-    bool hopper_blocks = p.a_scaling == DW_GEMM_1X128 || p.a_scaling == DW_GEMM_128X128;
-    if (hopper_blocks && (p.m % 4 != 0 || p.n % 4 != 0))
-        return dw_fail(DW_ERROR_UNSUPPORTED,
-                       "gemm: M = %" PRId64 ", N = %" PRId64 "; block scales on Hopper need multiples of 4", p.m, p.n);
     DW_TRY(prepare_result(args, with_pointers, &p));
     *problem = p;
     return DW_OK;
@@ -303,6 +299,11 @@ dw_status dw_gemm_available(const dw_gemm_problem *problem, int compute_major, i
             return dw_fail(DW_ERROR_UNSUPPORTED,
                            "gemm: %s scales need compute capability 9.0 (Hopper); this GPU has %d.%d", name,
                            compute_major, compute_minor);
+        if (problem->m % 4 != 0 || problem->n % 4 != 0)
+            return dw_fail(DW_ERROR_UNSUPPORTED,
+                           "gemm: M = %" PRId64 ", N = %" PRId64
+                           "; cuBLASLt's block scales on Hopper need multiples of 4",
+                           problem->m, problem->n);
         if (version < 120900)
             return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: %s scales need cuBLASLt 12.9 or later; this one is %zu.%zu",
                            name, version / 10000, version / 100 % 100);

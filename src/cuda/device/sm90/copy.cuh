@@ -1,0 +1,92 @@
+/* The tensor copy engine, barriers shared by a cluster, and what else the Hopper matrix kernels need beside
+ * common/ptx.cuh; each function named after the instruction it is. */
+#ifndef DW_DEVICE_SM90_COPY_CUH
+#define DW_DEVICE_SM90_COPY_CUH
+
+#include "common/ptx.cuh"
+
+/* The box at (x, y) of a matrix into shared memory; counts its bytes on `barrier`. */
+DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x, int y, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            to),
+        "l"(map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
+}
+
+/* The same into every block of the cluster that `blocks` names, at the same address there, counting on the same
+ * barrier of each. */
+DW_DEVICE void cp_async_bulk_tensor_2d_multicast(uint32_t to, const void *map, int x, int y, uint32_t barrier,
+                                                 uint16_t blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
+/* From shared memory to the box at (x, y); what lies outside the matrix is dropped. */
+DW_DEVICE void cp_async_bulk_tensor_2d_store(const void *map, int x, int y, uint32_t from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),
+                 "r"(y), "r"(from)
+                 : "memory");
+}
+
+DW_DEVICE void cp_async_bulk_commit_group(void) {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until the shared memory of all but the newest `pending` of this thread's groups of stores may be written again. A
+ * constant. */
+#define cp_async_bulk_wait_group_read(pending)                                                                         \
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory")
+
+/* Makes this thread's ordinary writes to shared memory visible to the copy engine. */
+DW_DEVICE void fence_proxy_async(void) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* Whether the phase is over; may wait a little for it. For asking early: mbarrier_wait_parity then only if it is not.
+ */
+DW_DEVICE bool mbarrier_try_wait_parity(uint64_t *barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return done;
+}
+
+/* An arrival on the barrier that lies at `barrier` in block `rank` of the cluster. */
+DW_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+DW_DEVICE void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+DW_DEVICE void bar_sync(uint32_t barrier, uint32_t threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+DW_DEVICE void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+                 "r"(d)
+                 : "memory");
+}
+
+/* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */
+#define setmaxnreg_dec(registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #registers ";")
+#define setmaxnreg_inc(registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #registers ";")
+
+#endif

@@ -1,0 +1,279 @@
+#include "cuda/host/gemm_sm90.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "cuda/device/sm90/gemm_params.h"
+#include "cuda/host/launch.h"
+#include "cuda/host/tensor_map.h"
+
+#define BLOCK 128
+#define WARPGROUP_THREADS 128
+#define STORE_BYTES (64 * 128)
+#define BARRIER_BYTES 16 /* of one stage */
+
+enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
+#define MULTICAST_0 SHARES_NOTHING
+#define MULTICAST_A SHARES_A
+#define MULTICAST_B SHARES_B
+
+#define GEMM_SM90(name_, tile_m_, tile_n_, warpgroups_, stages_, multicast_, scale_f32_, b_vector_, out_f32_,          \
+                  store_buffers_, grouped_)                                                                            \
+    {#name_,                                                                                                           \
+     tile_m_,                                                                                                          \
+     tile_n_,                                                                                                          \
+     warpgroups_,                                                                                                      \
+     stages_,                                                                                                          \
+     MULTICAST_##multicast_,                                                                                           \
+     scale_f32_,                                                                                                       \
+     b_vector_,                                                                                                        \
+     out_f32_,                                                                                                         \
+     store_buffers_,                                                                                                   \
+     DW_GEMM_GROUPED_##grouped_},
+static const dw_gemm_sm90_row rows[] = {
+#include "cuda/host/gemm_sm90.inc"
+};
+#undef GEMM_SM90
+#define ROWS (sizeof rows / sizeof *rows)
+
+#define GEMM_SM90(name, ...) DW_CUDA_KERNEL("sm90/" #name, #name),
+static dw_cuda_kernel kernels[ROWS] = {
+#include "cuda/host/gemm_sm90.inc"
+};
+#undef GEMM_SM90
+
+_Static_assert(sizeof(dw_gemm_sm90_map) == sizeof(dw_cu_tensor_map), "the kernels' tensor map is the driver's");
+
+size_t dw_gemm_sm90_count(void) {
+    return ROWS;
+}
+
+const dw_gemm_sm90_row *dw_gemm_sm90_get(size_t index) {
+    return index < ROWS ? &rows[index] : NULL;
+}
+
+static int64_t ceil_div(int64_t value, int64_t divisor) {
+    return (value + divisor - 1) / divisor;
+}
+
+uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
+    int scale = row->scale_f32 ? 4 : 1;
+    int stage = (row->tile_m + row->tile_n) * BLOCK;
+    int scales = row->tile_m * scale + 16 + (row->b_vector ? row->tile_n * scale : 16);
+    int stores = row->out_f32 ? 0 : row->warpgroups * row->store_buffers * STORE_BYTES;
+    return (uint32_t)(row->stages * (stage + scales + BARRIER_BYTES) + stores);
+}
+
+static int cluster_of(const dw_gemm_sm90_row *row) {
+    return row->multicast == SHARES_NOTHING ? 1 : 2;
+}
+
+/* Tiles a cluster works on at once span this much of D. */
+static int64_t span_m(const dw_gemm_sm90_row *row) {
+    return row->tile_m * (row->multicast == SHARES_B ? 2 : 1);
+}
+
+static int64_t span_n(const dw_gemm_sm90_row *row) {
+    return row->tile_n * (row->multicast == SHARES_A ? 2 : 1);
+}
+
+/* Cycles one block takes for a tile, up to a factor that all rows share: the products at the share of the tensor core's
+ * peak that the form was measured to reach (H100, 2026-11-22; bench/results/h100/gemm.json), and what writing a tile
+ * and starting the next one cost. */
+static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
+    double share = row->b_vector ? 0.60 : row->warpgroups == 3 ? 0.84 : row->tile_n == 256 ? 0.79 : 0.64;
+    double written = row->warpgroups == 3 ? 1500 : row->tile_n == 256 ? 1300 : 800;
+    return (double)row->tile_m * row->tile_n * k / 4096 / share + written;
+}
+
+static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors) {
+    double groups = (double)(s->groups > 0 ? s->groups : 1);
+    double m = s->grouping == DW_GEMM_GROUPED_M ? (double)s->m / groups : (double)s->m;
+    double k = s->grouping == DW_GEMM_GROUPED_K ? (double)s->k / groups : (double)s->k;
+    double down = s->groups > 1 && s->grouping == DW_GEMM_GROUPED_M
+                      ? m / (double)span_m(row) + 0.5 /* groups end where they will: half a tile is lost on average */
+                      : (double)ceil_div(s->m, span_m(row));
+    double tiles = groups * (down < 1 ? 1 : down) * (double)ceil_div(s->n, span_n(row));
+    int64_t slots = multiprocessors / cluster_of(row);
+    double waves = (double)ceil_div((int64_t)(tiles + 0.999), slots > 0 ? slots : 1);
+    return waves * tile_cycles(row, k);
+}
+
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors) {
+    int best = -1;
+    double least = 0;
+    for (int i = 0; i < (int)ROWS; i++) {
+        const dw_gemm_sm90_row *row = &rows[i];
+        if (row->grouping != shape->grouping || row->scale_f32 != shape->scale_f32 ||
+            row->b_vector != shape->b_vector || row->out_f32 != shape->out_f32)
+            continue;
+        double cycles = predicted_cycles(row, shape, multiprocessors);
+        if (best >= 0 && cycles >= least) continue;
+        best = i;
+        least = cycles;
+    }
+    return best;
+}
+
+const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *p) {
+    const dw_gemm_operand *a = &args->a, *b = &args->b;
+    if (a->data.dtype != DW_E4M3 || b->data.dtype != DW_E4M3) return "the operands are not both e4m3";
+    if (a->scaling != DW_GEMM_1X128 || (b->scaling != DW_GEMM_1X128 && b->scaling != DW_GEMM_128X128))
+        return "the scaling is not 1x128 by 128x128 or 1x128 by 1x128";
+    if (args->d.dtype != DW_BF16 && args->d.dtype != DW_F32) return "the result is neither bf16 nor f32";
+    if (a->scale.dtype != b->scale.dtype) return "one operand's scales are e8m0 and the other's f32";
+    bool vectors = b->scaling == DW_GEMM_1X128;
+    if ((uintptr_t)a->scale.data % 16 != 0 || (vectors && (uintptr_t)b->scale.data % 16 != 0))
+        return "the scales of 1x128 blocks are not aligned to 16 bytes";
+    if (a->scale.dtype == DW_E8M0) {
+        if (a->layout != DW_SCALE_MN_MAJOR || (vectors && b->layout != DW_SCALE_MN_MAJOR))
+            return "the layout of 1x128 e8m0 scales is not mn_major";
+    } else if (p->m % 4 != 0 || (vectors && p->n % 4 != 0)) {
+        return "f32 scales of 1x128 blocks need rows in multiples of 4";
+    }
+    if (p->m > INT32_MAX || p->n > INT32_MAX || p->k > INT32_MAX) return "an extent is beyond 2^31 - 1";
+    return "";
+}
+
+/* Below this many rows the product is a matter of reading B, and cuBLASLt's kernels of smaller tiles win. */
+#define FEWEST_ROWS 128
+
+bool dw_gemm_sm90_preferred(const dw_gemm_problem *p) {
+    return p->m >= FEWEST_ROWS;
+}
+
+/* Devices' facts, once asked: capability << 16 | multiprocessors; 0: not yet. */
+#define MOST_DEVICES 64
+static atomic_uint facts[MOST_DEVICES];
+
+dw_status dw_gemm_sm90_device(const dw_cuda_scope *scope, int *capability, int *multiprocessors) {
+    bool kept = scope->device >= 0 && scope->device < MOST_DEVICES;
+    unsigned known = kept ? atomic_load_explicit(&facts[scope->device], memory_order_relaxed) : 0;
+    if (known == 0) {
+        int major = 0, minor = 0, count = 0;
+        const struct {
+            int attribute, *value;
+        } wanted[] = {{DW_CU_DEVICE_COMPUTE_MAJOR, &major},
+                      {DW_CU_DEVICE_COMPUTE_MINOR, &minor},
+                      {DW_CU_DEVICE_MULTIPROCESSOR_COUNT, &count}};
+        dw_cu_device device;
+        DW_TRY(dw_cuda_check(scope->driver, scope->driver->device_get(&device, scope->device), "cuDeviceGet",
+                             "device %d", scope->device));
+        for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
+            DW_TRY(dw_cuda_check(scope->driver,
+                                 scope->driver->device_attribute(wanted[i].value, wanted[i].attribute, device),
+                                 "cuDeviceGetAttribute", "device %d", scope->device));
+        known = (unsigned)(10 * major + minor) << 16 | (unsigned)count;
+        if (kept) atomic_store_explicit(&facts[scope->device], known, memory_order_relaxed);
+    }
+    *capability = (int)(known >> 16);
+    *multiprocessors = (int)(known & 0xFFFF);
+    return DW_OK;
+}
+
+static dw_status operand_map(const dw_cuda_scope *scope, const void *data, int64_t matrix_rows, int64_t matrix_cols,
+                             int64_t ld, int box_rows, dw_gemm_sm90_map *map) {
+    dw_cuda_tensor_map_spec spec = {.address = data,
+                                    .extents = {(uint64_t)matrix_cols, (uint64_t)matrix_rows},
+                                    .strides = {(uint64_t)ld},
+                                    .box = {BLOCK, (uint32_t)box_rows},
+                                    .rank = 2,
+                                    .type = DW_CU_TENSOR_UINT8,
+                                    .swizzle = DW_CU_SWIZZLE_128B,
+                                    .promotion = DW_CU_L2_PROMOTE_128B};
+    return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
+}
+
+static dw_status result_map(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, dw_gemm_sm90_map *map) {
+    dw_cuda_tensor_map_spec spec = {.address = call->d,
+                                    .extents = {(uint64_t)call->shape.n, (uint64_t)call->d_rows},
+                                    .strides = {(uint64_t)call->d_ld * 2},
+                                    .box = {64, 64},
+                                    .rank = 2,
+                                    .type = DW_CU_TENSOR_BFLOAT16,
+                                    .swizzle = DW_CU_SWIZZLE_128B,
+                                    .promotion = DW_CU_L2_PROMOTE_128B};
+    return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
+}
+
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
+                              void *stream) {
+    const dw_gemm_sm90_shape *s = &call->shape;
+    int chosen = dw_gemm_sm90_choose(s, multiprocessors);
+    if (chosen < 0)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: no Hopper kernel for %s scales, B in %s blocks, %s result",
+                       s->scale_f32 ? "f32" : "e8m0", s->b_vector ? "1x128" : "128x128", s->out_f32 ? "f32" : "bf16");
+    const dw_gemm_sm90_row *row = &rows[chosen];
+    dw_gemm_sm90_params p = {.a_scale = call->a_scale,
+                             .b_scale = call->b_scale,
+                             .a_scale_ld = call->a_scale_ld,
+                             .b_scale_ld = call->b_scale_ld,
+                             .b_scale_row_step = call->b_scale_row_step,
+                             .b_scale_k_step = call->b_scale_k_step,
+                             .out = call->d,
+                             .out_ld = call->d_ld,
+                             .bias = call->bias,
+                             .ends = call->ends,
+                             .groups = (int32_t)s->groups,
+                             .m = (int32_t)s->m,
+                             .n = (int32_t)s->n,
+                             .k = (int32_t)s->k,
+                             .band = row->tile_m == 128 ? 16 : 8, /* about square: see walk_to */
+                             .accumulate = call->accumulate};
+    DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld,
+                       row->multicast == SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));
+    DW_TRY(operand_map(scope, call->b, call->b_rows, call->b_cols, call->b_ld,
+                       row->multicast == SHARES_B ? row->tile_n / 2 : row->tile_n, &p.b));
+    if (!s->out_f32) DW_TRY(result_map(scope, call, &p.d));
+
+    int64_t cluster = cluster_of(row), slots = multiprocessors / cluster;
+    int64_t tiles = ceil_div(s->m, span_m(row)) * ceil_div(s->n, span_n(row));
+    if (s->grouping != DW_GEMM_GROUPED_NONE) tiles = slots; /* the device knows the groups' sizes */
+    dw_cuda_launch_config config = {.grid = {(uint32_t)((tiles < slots ? tiles : slots) * cluster), 1, 1},
+                                    .block = {(uint32_t)(WARPGROUP_THREADS * (row->warpgroups + 1)), 1, 1},
+                                    .shared_bytes = dw_gemm_sm90_shared_bytes(row)};
+    if (cluster > 1)
+        for (int i = 0; i < 3; i++)
+            config.cluster[i] = i == 0 ? (uint32_t)cluster : 1;
+    void *arguments[] = {&p};
+    return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
+}
+
+dw_status dw_gemm_sm90_run(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *p,
+                           int multiprocessors, void *stream) {
+    bool scale_f32 = args->a.scale.dtype == DW_F32, vectors = args->b.scaling == DW_GEMM_1X128;
+    const dw_tensor *bs = &args->b.scale;
+    dw_gemm_sm90_call call = {
+        .shape = {.m = p->m,
+                  .n = p->n,
+                  .k = p->k,
+                  .groups = 1,
+                  .scale_f32 = scale_f32,
+                  .b_vector = vectors,
+                  .out_f32 = args->d.dtype == DW_F32},
+        .a = p->a.data,
+        .b = p->b.data,
+        .a_scale = args->a.scale.data,
+        .b_scale = bs->data,
+        .bias = p->has_bias ? p->bias : NULL,
+        .d = p->d,
+        .a_rows = p->m,
+        .a_cols = p->k,
+        .a_ld = p->a.ld,
+        .b_rows = p->n,
+        .b_cols = p->k,
+        .b_ld = p->b.ld,
+        .d_rows = p->m,
+        .d_ld = p->d_ld,
+        .a_scale_ld = scale_f32 ? p->m : ceil_div(p->m, 16) * 16,
+        .b_scale_ld = scale_f32 ? p->n : ceil_div(p->n, 16) * 16,
+        .accumulate = p->accumulate,
+    };
+    if (!vectors) {
+        int64_t grid_rows = ceil_div(p->n, BLOCK), grid_cols = ceil_div(p->k, BLOCK);
+        bool mn_major = !scale_f32 && args->b.layout == DW_SCALE_MN_MAJOR;
+        call.b_scale_row_step = mn_major ? 1 : scale_f32 ? ceil_div(grid_cols, 4) * 4 : grid_cols;
+        call.b_scale_k_step = mn_major ? ceil_div(grid_rows, 16) * 16 : 1;
+    }
+    return dw_gemm_sm90_launch(scope, &call, multiprocessors, stream);
+}

@@ -1,0 +1,72 @@
+/* The project's own matrix kernels for Hopper: which one runs, and the launch. */
+#ifndef DW_CUDA_GEMM_SM90_H
+#define DW_CUDA_GEMM_SM90_H
+
+#include "cuda/host/driver.h"
+#include "cuda/host/gemm_problem.h"
+
+typedef enum dw_gemm_grouping {
+    DW_GEMM_GROUPED_NONE = 0,
+    DW_GEMM_GROUPED_M = 1,
+    DW_GEMM_GROUPED_K = 2
+} dw_gemm_grouping;
+
+/* What the choice of a kernel depends on. m, n, k are those of one product: grouped along M, m is that of all groups
+ * together; grouped along K, k is. */
+typedef struct dw_gemm_sm90_shape {
+    int64_t m, n, k;
+    int64_t groups; /* 1 when not grouped */
+    dw_gemm_grouping grouping;
+    bool scale_f32; /* else E8M0 */
+    bool b_vector;  /* B has 1x128 blocks, else 128x128 */
+    bool out_f32;   /* else BF16 */
+} dw_gemm_sm90_shape;
+
+/* Parameters of a kernel: those of src/cuda/device/sm90/<name>.cu. */
+typedef struct dw_gemm_sm90_row {
+    const char *name;
+    int tile_m, tile_n, warpgroups, stages, multicast;
+    bool scale_f32, b_vector, out_f32;
+    int store_buffers;
+    dw_gemm_grouping grouping;
+} dw_gemm_sm90_row;
+
+size_t dw_gemm_sm90_count(void);
+const dw_gemm_sm90_row *dw_gemm_sm90_get(size_t index);
+
+/* Dynamic shared memory of a kernel, in bytes, as its source lays it out. */
+uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row);
+
+/* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`; its index, or -1 when none has
+ * these formats. Pure. */
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors);
+
+/* Why these kernels cannot take the product, in words, or "" when they can. Pure; `problem` is that of `args`. */
+const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *problem);
+
+/* Whether they are predicted to be faster than cuBLASLt for a product they can take. Pure. */
+bool dw_gemm_sm90_preferred(const dw_gemm_problem *problem);
+
+/* Facts of the scope's device that the choice needs, asked once. */
+dw_status dw_gemm_sm90_device(const dw_cuda_scope *scope, int *capability, int *multiprocessors);
+
+/* Multiplies; `dw_gemm_sm90_refusal` said "". */
+dw_status dw_gemm_sm90_run(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
+                           int multiprocessors, void *stream);
+
+/* Operands as the kernels see them, for whoever describes a product otherwise (grouped). */
+typedef struct dw_gemm_sm90_call {
+    dw_gemm_sm90_shape shape;
+    const void *a, *b, *a_scale, *b_scale, *bias, *ends;
+    void *d;
+    int64_t a_rows, a_cols, a_ld; /* the whole matrices the copy engine reads and writes */
+    int64_t b_rows, b_cols, b_ld;
+    int64_t d_rows, d_ld;
+    int64_t a_scale_ld, b_scale_ld, b_scale_row_step, b_scale_k_step;
+    bool accumulate;
+} dw_gemm_sm90_call;
+
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
+                              void *stream);
+
+#endif

@@ -1,0 +1,269 @@
+"""The Hopper matrix kernels against FP64: every form, edge sizes, groups of every size, accumulation, bias.
+
+Operands are quantized here by an independent statement of NUMERICS.md. A product's sums are FP32, apart from those of
+128 terms, which the tensor core adds up in about 14 bits, so that a block's sum is off by at most 2^-13 of the sum of
+its terms' magnitudes; FP32 rounding and the result's own (2^-9 for BF16) come on top."""
+
+from __future__ import annotations
+
+import random
+
+import conftest
+import pytest
+import torch
+
+from deepwell import _core
+
+E4M3, E8M0 = 3, 5
+F32, BF16 = 0, 2
+SCALING = {"1x128": 2, "128x128": 3}
+AUTO, OWN, CUBLASLT = 0, 1, 2
+GROUP_M, GROUP_K = 0, 1
+DTYPES = {F32: torch.float32, BF16: torch.bfloat16}
+CORE_BITS = 13
+POISON = 7777.0
+
+
+class Operand:
+    """A quantized matrix [rows, cols]: bytes, both forms of its scales, and what it stands for in FP64."""
+
+    def __init__(self, values: torch.Tensor, block: str) -> None:
+        rows, cols = values.shape
+        across, height = -(-cols // 128), 128 if block == "128x128" else 1
+        down = -(-rows // height)
+        padded = torch.zeros(down * height, across * 128, dtype=torch.float64, device=values.device)
+        padded[:rows, :cols] = values.double()
+        blocks = padded.view(down, height, across, 128)
+        amax = blocks.abs().amax((1, 3))
+        mantissa, exponent = torch.frexp(torch.where(amax == 0, torch.ones_like(amax), amax))
+        code = exponent.long() - 1 - 8 + (mantissa * 2 > 1.75).long() + 127
+        code = torch.where(amax == 0, torch.zeros_like(code), code.clamp(0, 254))
+        scale = torch.ldexp(torch.ones_like(amax), code - 127)
+        scaled = (blocks / scale[:, None, :, None]).view(down * height, -1)[:rows, :cols]
+        self.rows, self.cols, self.block = rows, cols, block
+        self.bytes = scaled.float().to(torch.float8_e4m3fn)
+        wide = scale.repeat_interleave(height, 0).repeat_interleave(128, 1)[:rows, :cols]
+        self.values = self.bytes.double() * wide
+        self.codes = torch.zeros(across, -(-down // 16) * 16, dtype=torch.uint8, device=values.device)
+        self.codes[:, :down] = code.t().to(torch.uint8)
+        if block == "1x128":
+            self.factors = scale.t().float().contiguous()  # [across, rows], rows contiguous
+        else:
+            self.factors = torch.zeros(down, -(-across // 4) * 4, device=values.device)
+            self.factors[:, :across] = scale
+
+    def scale(self, codes: bool) -> int:
+        return (self.codes if codes else self.factors).data_ptr()
+
+
+def random_operand(rows: int, cols: int, block: str, generator: torch.Generator) -> Operand:
+    """Normal values whose rows and columns differ in size, so that a scale in the wrong place shows."""
+    values = torch.randn(rows, cols, device="cuda", generator=generator, dtype=torch.float64)
+    values *= torch.exp2(torch.randint(-6, 7, (rows, 1), device="cuda", generator=generator).double())
+    values *= torch.exp2(torch.randint(-3, 4, (1, cols), device="cuda", generator=generator).double())
+    return Operand(values, block)
+
+
+def check(out: torch.Tensor, expected: torch.Tensor, size: torch.Tensor, k: int) -> None:
+    """size: the sum of the terms' magnitudes."""
+    rounding = 2.0**-8 if out.dtype == torch.bfloat16 else 2.0**-23
+    bound = size * (2.0**-CORE_BITS + (k // 128 + 4) * 2.0**-23) + expected.abs() * rounding + 1e-30
+    wrong = ~((out.double() - expected).abs() <= bound)
+    assert not wrong.any(), (
+        f"{int(wrong.sum())} elements, first at {wrong.nonzero()[0].tolist()}: "
+        f"{out[wrong][0].item()} should be {expected[wrong][0].item()}"
+    )
+
+
+def stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
+
+
+def gemm(a: Operand, b: Operand, out: torch.Tensor, *, codes: bool, bias: torch.Tensor | None = None,
+         accumulate: bool = False, backend: int = OWN) -> None:  # fmt: skip
+    workspace = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")
+    _core.cuda_gemm(
+        a.bytes.data_ptr(), E4M3, a.cols, SCALING[a.block], a.scale(codes),
+        b.bytes.data_ptr(), E4M3, b.cols, SCALING[b.block], b.scale(codes),
+        out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, out.stride(0), a.rows, b.rows, a.cols,
+        0 if bias is None else bias.data_ptr(), BF16, int(accumulate), workspace.data_ptr(), workspace.numel(), 0,
+        stream(), int(codes), backend,
+    )  # fmt: skip
+    torch.cuda.synchronize()
+
+
+SHAPES = (
+    (128, 256, 128),
+    (512, 512, 1024),
+    (304, 520, 400),
+    (16, 8, 16),
+    (4, 8, 144),
+    (1000, 1032, 2064),
+    (2048, 2304, 1536),
+    (8192, 264, 272),
+)
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("b_block", ["128x128", "1x128"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bf16", "out_f32"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_product(shape: tuple[int, int, int], dtype: int, b_block: str, codes: bool) -> None:
+    m, n, k = shape
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED + m + n + k)
+    a, b = random_operand(m, k, "1x128", generator), random_operand(n, k, b_block, generator)
+    expected, size = a.values @ b.values.t(), a.values.abs() @ b.values.abs().t()
+    out = torch.full((m, n), POISON, device="cuda", dtype=DTYPES[dtype])
+    gemm(a, b, out, codes=codes)
+    check(out, expected, size, k)
+    again = torch.full_like(out, -POISON)
+    gemm(a, b, again, codes=codes)
+    assert torch.equal(out.view(torch.uint8), again.view(torch.uint8)), "two runs differ"
+
+    bias = torch.randn(n, device="cuda", generator=generator).bfloat16()
+    gemm(a, b, out, codes=codes, bias=bias)
+    check(out, expected + bias.double(), size + bias.double().abs(), k)
+    old = (torch.randn(m, n, device="cuda", generator=generator) * size.mean().sqrt()).to(out.dtype)
+    out.copy_(old)
+    gemm(a, b, out, codes=codes, accumulate=True)
+    rounded = expected.abs() * (2.0**-8 if dtype == BF16 else 0)  # a BF16 sum is added after its own rounding
+    check(out, expected + old.double(), size + old.double().abs() + rounded * 2.0**CORE_BITS, k)
+
+
+@pytest.mark.parametrize("b_block", ["128x128", "1x128"])
+def test_small_integers_are_exact(b_block: str) -> None:
+    """Operands in -3..3 with scales of 1: every sum is an integer below 2^13, so nothing may be lost."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    m, n, k = 640, 768, 896
+    a, b = (
+        Operand(torch.randint(-3, 4, (r, k), device="cuda", generator=generator).double(), block)
+        for r, block in ((m, "1x128"), (n, b_block))
+    )
+    out = torch.full((m, n), POISON, device="cuda")
+    gemm(a, b, out, codes=False)
+    assert torch.equal(out.double(), a.values @ b.values.t())
+
+
+def test_rows_of_a_wider_result_are_left_alone() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(300, 256, "1x128", generator), random_operand(264, 256, "128x128", generator)
+    for dtype in (torch.bfloat16, torch.float32):
+        wide = torch.full((304, 400), POISON, device="cuda", dtype=dtype)
+        gemm(a, b, wide[:300, 64:328], codes=False)
+        check(wide[:300, 64:328], a.values @ b.values.t(), a.values.abs() @ b.values.abs().t(), 256)
+        wide[:300, 64:328] = POISON
+        assert torch.equal(wide, torch.full_like(wide, POISON))
+
+
+def test_nan_stays_visible() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(256, 512, "1x128", generator), random_operand(256, 512, "128x128", generator)
+    a.bytes.view(torch.uint8)[17, 128:256] = 0x7F
+    a.codes[1, 17] = 255
+    a.factors[1, 17] = float("nan")
+    for codes in (False, True):
+        out = torch.zeros(256, 256, device="cuda", dtype=torch.bfloat16)
+        gemm(a, b, out, codes=codes)
+        assert out[17].isnan().all()
+        assert out.isfinite().sum() == 255 * 256
+
+
+def test_what_the_kernels_cannot_do_says_so() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(6, 256, "1x128", generator), random_operand(256, 256, "128x128", generator)
+    out = torch.zeros(6, 256, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(Exception, match="multiples of 4"):
+        gemm(a, b, out, codes=False)
+    gemm(a, b, out, codes=True)  # codes have no such rule
+    check(out, a.values @ b.values.t(), a.values.abs() @ b.values.abs().t(), 256)
+
+
+# ---- grouped -----------------------------------------------------------------------------------------------------
+
+
+def cuts(total: int, groups: int, kind: str, multiple: int, rng: random.Random) -> list[int]:
+    if kind == "one":
+        ends = [0] * (groups // 2) + [total] * (groups - groups // 2)
+    else:
+        ends = [*sorted(rng.randrange(0, total + 1) // multiple * multiple for _ in range(groups - 1)), total]
+    if kind == "short":  # the last rows belong to nobody
+        ends[-1] = max(ends[-2] if groups > 1 else 0, total // 2 // multiple * multiple)
+    return ends
+
+
+def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, b_rows: int, out: torch.Tensor, codes: bool,
+            accumulate: bool = False) -> None:  # fmt: skip
+    m, n, k = (a.rows, b_rows, a.cols)
+    _core.cuda_grouped_gemm(
+        axis, ends.numel(), ends.data_ptr(), a.bytes.data_ptr(), a.cols, a.scale(codes), b.bytes.data_ptr(), b.cols,
+        SCALING[b.block], b.scale(codes), out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, n, m, n, k,
+        int(accumulate), 0, stream(), int(codes),
+    )  # fmt: skip
+    torch.cuda.synchronize()
+
+
+def stacked(parts: list[Operand]) -> Operand:
+    """B's of all groups, one below the other, in square blocks of their own."""
+    whole = Operand.__new__(Operand)
+    whole.rows, whole.cols, whole.block = sum(p.rows for p in parts), parts[0].cols, "128x128"
+    whole.bytes = torch.cat([p.bytes.view(torch.uint8) for p in parts]).view(torch.float8_e4m3fn)
+    whole.factors = torch.cat([p.factors for p in parts])
+    down = -(-parts[0].rows // 128)
+    codes = torch.cat([p.codes[:, :down] for p in parts], 1)
+    whole.codes = torch.zeros(codes.shape[0], -(-codes.shape[1] // 16) * 16, dtype=torch.uint8, device="cuda")
+    whole.codes[:, : codes.shape[1]] = codes
+    return whole
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("kind", ["random", "one", "short"])
+@pytest.mark.parametrize(
+    ("total", "groups", "n", "k"), [(2048, 8, 512, 1024), (776, 3, 136, 400), (100, 16, 264, 128), (12288, 2, 384, 256)]
+)
+def test_groups_of_rows(total: int, groups: int, n: int, k: int, kind: str, codes: bool) -> None:
+    rng = random.Random(conftest.SEED)
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a = random_operand(total, k, "1x128", generator)
+    parts = [random_operand(n, k, "128x128", generator) for _ in range(groups)]
+    ends = cuts(total, groups, kind, 1, rng)
+    out = torch.full((total, n), POISON, device="cuda", dtype=torch.bfloat16)
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    grouped(GROUP_M, where, a, stacked(parts), n, out, codes)
+    begin = 0
+    for part, end in zip(parts, ends, strict=True):
+        rows = a.values[begin:end]
+        check(out[begin:end], rows @ part.values.t(), rows.abs() @ part.values.abs().t(), k)
+        begin = end
+    assert (out[begin:] == POISON).all(), "rows of no group were written"
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("b_block", ["128x128", "1x128"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bf16", "out_f32"])
+@pytest.mark.parametrize("kind", ["random", "one"])
+@pytest.mark.parametrize(("total", "groups", "m", "n"), [(2048, 8, 512, 384), (640, 3, 136, 520), (128, 5, 8, 264)])
+def test_groups_of_the_reduction(total: int, groups: int, m: int, n: int, kind: str, dtype: int, b_block: str,
+                                 codes: bool) -> None:  # fmt: skip
+    rng = random.Random(conftest.SEED)
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(m, total, "1x128", generator), random_operand(n, total, b_block, generator)
+    ends = cuts(total, groups, kind, 128, rng)
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    out = torch.full((groups, m, n), POISON, device="cuda", dtype=DTYPES[dtype])
+    grouped(GROUP_K, where, a, b, n, out, codes)
+    old = torch.randn(groups, m, n, device="cuda", generator=generator).to(DTYPES[dtype])
+    added = old.clone()
+    grouped(GROUP_K, where, a, b, n, added, codes, accumulate=True)
+    begin = 0
+    for g, end in enumerate(ends):
+        left, right = a.values[:, begin:end], b.values[:, begin:end]
+        expected, size = left @ right.t(), left.abs() @ right.abs().t()
+        check(out[g], expected, size, end - begin)
+        if begin == end:
+            assert (out[g] == 0).all()
+            assert torch.equal(added[g], old[g])
+        rounded = expected.abs() * (2.0**-8 if dtype == BF16 else 0)
+        check(
+            added[g], expected + old[g].double(), size + old[g].double().abs() + rounded * 2.0**CORE_BITS, end - begin
+        )
+        begin = end
