@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import _core, convert, recognize, registry, roles
+from . import _core, convert, parts, recognize, registry, roles
 from .errors import InvalidArgumentError
 from .plan import LayerFacts, ModelFacts
 from .structure import Input, Structure
@@ -42,6 +42,7 @@ def analyze(model: Any, precision: str = "mxfp8") -> ModelFacts:
         tuple(structure.modules),
         sum(p.numel() for p in model.parameters()),
         device,
+        tuple(parts.find(structure, {c.name: c.extents for c in candidates if c.is_linear})),
     )
 
 
@@ -102,14 +103,20 @@ class _Candidate:
         return isinstance(self.module, nn.Linear) or bool(self.form)
 
     @property
+    def experts(self) -> int:
+        """How many are stacked in it, where it is such a stack and nobody registered a kernel for it."""
+        return 0 if self.kernel is not None or self.is_linear else roles.expert_count(self.module)
+
+    @property
     def extents(self) -> tuple[int, int]:
         """(in_features, out_features); zeros for what is no linear layer."""
         weight = getattr(self.module, "weight", None)
         if self.form and isinstance(weight, Tensor):
             rows, columns = weight.shape
             return (rows, columns) if self.form == recognize.TRANSPOSED else (columns, rows)
-        linear = isinstance(self.module, nn.Linear)
-        return (self.module.in_features, self.module.out_features) if linear else (0, 0)  # type: ignore[return-value]
+        if isinstance(self.module, nn.Linear):
+            return self.module.in_features, self.module.out_features
+        return roles.expert_extents(self.module) if self.experts else (0, 0)
 
 
 def _candidates(structure: Structure, precision: str) -> Iterator[_Candidate]:
@@ -132,9 +139,7 @@ def _layer(candidate: _Candidate, structure: Structure, found: roles.Roles) -> L
     obstacle = _obstacle(candidate, structure)
     if kernel is not None and not obstacle:
         obstacle = kernel.supports(module)
-    experts = 0 if kernel is not None or candidate.is_linear else roles.expert_count(module)
-    role, role_reason = ("experts", "") if experts else found.of.get(name, ("linear", ""))
-    parameters = sum(p.numel() for p in module.parameters())
+    role, role_reason = ("experts", "") if candidate.experts else found.of.get(name, ("linear", ""))
     readers = sorted(set(structure.readers[name]))
     return LayerFacts(
         name=name,
@@ -142,7 +147,7 @@ def _layer(candidate: _Candidate, structure: Structure, found: roles.Roles) -> L
         class_name=type(module).__name__,
         in_features=in_features,
         out_features=out_features,
-        parameters=parameters,
+        parameters=sum(p.numel() for p in module.parameters()),
         dtype=str(tensor.dtype).removeprefix("torch.") if tensor is not None else "float32",
         device=tensor.device.type if tensor is not None else "cpu",
         role=role,
@@ -150,10 +155,11 @@ def _layer(candidate: _Candidate, structure: Structure, found: roles.Roles) -> L
         obstacle=obstacle,
         kernel=kernel.name if kernel is not None else "deepwell",
         transposed=candidate.form == recognize.TRANSPOSED,
-        trainable=tensor.requires_grad if tensor is not None else False,
-        runs=found.runs.get(name, 1.0),
-        multiplications=parameters // experts if experts else 0,
-        producer=structure.producer_of(name),
+        matrices=max(candidate.experts, 1),
+        tokens_share=found.share.get(name, 1.0),
+        runs=float(structure.places[name]),
+        frozen=tensor is not None and not tensor.requires_grad,
+        input_from=structure.producer_of(name),
         note=f"{' and '.join(readers)} may also read its weight without calling it" if readers else "",
     )
 
@@ -170,7 +176,7 @@ def _with_shared_inputs(layers: list[LayerFacts], structure: Structure) -> Itera
         source = structure.input_of(layer.name) if layer.in_features else None
         if source is not None:
             groups.setdefault(source, []).append(layer.name)
-    first = {name: names[0] for names in groups.values() if len(names) > 1 for name in names}
+    first = {name: names[0] for names in groups.values() for name in names[1:]}
     for layer in layers:
         yield dataclasses.replace(layer, shares_input=first.get(layer.name, ""))
 
@@ -191,11 +197,11 @@ def _obstacle(candidate: _Candidate, structure: Structure) -> str:
         return "its parameters are parametrized; remove the parametrization first"
     readers = structure.readers[name]
     if readers and not structure.uses[name]:
-        return f"{readers[0]} reads its weight without calling it"
+        return f"{readers[-1]} reads its weight without calling it"
     if candidate.kernel is not None:
         return ""
     if not candidate.is_linear:
-        return f"{roles.expert_count(module)} experts' weights in one tensor: this version converts linear layers only"
+        return f"{candidate.experts} experts' weights in one tensor: this version converts linear layers only"
     if not recognize.plain_linear(module) and not candidate.form:
         return f"its class {type(module).__name__} overrides nn.Linear's forward"
     weight = module._parameters.get("weight")

@@ -67,10 +67,10 @@ def optimize(
     skip, only: module-name patterns (as in fnmatch; a pattern that matches a module holds for all inside it).
 
     Kept in high precision, each with its reason in the plan: output heads, routers, low-rank adapters, stacks of
-    experts, layers with a dimension under 32, float64 layers, parametrized, pruned or weight-normed layers, layers whose
-    weight another module reads without calling them, and classes with their own forward, unless a trial on two tokens,
-    both gradients included, shows that it computes what nn.Linear does (or, on the CPU, the same with the weight
-    transposed, as GPT-2's Conv1D).
+    experts, layers with a dimension under 32, float64 layers, parametrized, pruned or weight-normed layers, layers
+    whose weight another module reads without calling them, and classes with their own forward, unless a trial on two
+    tokens, both gradients included, shows that it computes what nn.Linear does (or, on the CPU, the same with the
+    weight transposed, as GPT-2's Conv1D).
 
     A model that was optimized with the same arguments is returned as it is. Everything else that cannot be done raises
     and leaves the model unchanged: InvalidArgumentError (not a module, no parameters, meta device, unknown or
@@ -158,6 +158,7 @@ def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None
     except BaseException:
         for module in done:
             convert.revert(module)
-        fuse.restore_loss(model)
+        for module in model.modules():
+            fuse.restore_loss(module)
         raise
     model.__dict__[_PLAN] = plan

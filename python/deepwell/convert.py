@@ -42,7 +42,7 @@ class MXLinear(Converted):
     """forward of a converted nn.Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """input [..., in_features] -> [..., out_features], in the dtype nn.Linear would give. A vector (one token alone)
+        """input [..., in_features] -> [..., out_features], in the dtype nn.Linear would give. Vectors (one token alone)
         and tensors of more than four dimensions are not quantized."""
         if input.dim() not in _QUANTIZED_DIMENSIONS:
             return self._deepwell_original.forward(self, input)  # type: ignore[attr-defined]

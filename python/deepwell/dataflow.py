@@ -1,6 +1,6 @@
 """Reads the source of a module's forward: which submodules it calls and with what, whose weights it reads without
-calling them, whose output is ranked. Nothing is executed. Where there is no source (a class typed at a prompt, a compiled
-extension) nothing is known, and callers treat what is not known as unused.
+calling them, whose output is ranked. Nothing is executed. Where there is no source (a class typed at a prompt, a
+compiled extension) nothing is known, and callers treat what is not known as unused.
 
 The reading is a small abstract interpretation: every expression has a value with an identity, so that two calls with
 one variable, not assigned in between, are seen to share their input; and with makers, the submodules whose results it
@@ -50,13 +50,19 @@ class Call:
 @dataclass
 class Flow:
     """What a class's forward does with its submodules. inputs: forward's own parameters, by position and by name.
-    made: the submodule whose result a value is, by the value's identity."""
+    made: the submodule whose result a value is, by the value's identity. functions: the last names of what else it
+    calls. loops: first and last identity of the values made in each loop, which differ from pass to pass."""
 
     calls: list[Call] = field(default_factory=list)
     reads: set[str] = field(default_factory=set)
     choosers: set[str] = field(default_factory=set)
     inputs: dict[int | str, Value] = field(default_factory=dict)
     made: dict[int, str] = field(default_factory=dict)
+    functions: set[str] = field(default_factory=set)
+    loops: list[tuple[int, int]] = field(default_factory=list)
+
+    def varies(self, value: Value) -> bool:
+        return any(first <= value.identity <= last for first, last in self.loops)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -183,6 +189,7 @@ class _Reader:
 
     def loop(self, node: ast.For | ast.While) -> None:
         # What the body assigns differs from one pass to the next, so it is nothing known when the body begins.
+        first = next(self.numbers)
         assigned = {n.id for s in node.body for n in ast.walk(s) if isinstance(n, ast.Name) and _stores(n)}
         for name in assigned & self.names.keys():
             self.names[name] = self.fresh([self.names[name]])
@@ -191,6 +198,7 @@ class _Reader:
         else:
             self.value(node.test)
         self.branches([[*node.body, *node.orelse], []])
+        self.flow.loops.append((first, next(self.numbers)))
 
     def bind(self, target: ast.expr, value: Value) -> None:
         if isinstance(target, ast.Name):
@@ -278,7 +286,9 @@ class _Reader:
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords}
         everything = [*positional, *named.values()]
         arguments = {**dict(enumerate(positional)), **{name: value for name, value in named.items() if name}}
-        chooses = isinstance(node.func, (ast.Attribute, ast.Name)) and _last(node.func) in _CHOOSING
+        called = _last(node.func) if isinstance(node.func, (ast.Attribute, ast.Name)) else ""
+        self.flow.functions.add(called)
+        chooses = called in _CHOOSING
         if isinstance(node.func, ast.Attribute) and not self.method_of_self(node.func):
             receiver = self.value(node.func)
             if receiver.module and not chooses:

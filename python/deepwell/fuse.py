@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import convert, cuda_fused, recognize
 from . import cuda_linear as cl
+from .dataflow import flow_of
 from .plan import FUSE, Decision, Plan, matches
 
 _NORM, _MLP = "_deepwell_norm", "_deepwell_mlp"
@@ -86,9 +87,8 @@ def find(model: nn.Module, plan: Plan) -> list[Fusion]:
         mlp = _fusable_gated_mlp(name, module, converted)
         if mlp is not None:
             found.append(_mlp_fusion(name, module, mlp))
-    loss = _recognize_loss(model)
-    if loss is not None:
-        found.append(_loss_fusion(model))
+        if _uses_causal_lm_loss(module):
+            found.append(_loss_fusion(f"{name}.loss_function" if name else "loss_function", module))
     return found
 
 
@@ -114,13 +114,13 @@ def _mlp_fusion(name: str, module: nn.Module, layers: tuple[str, str, str]) -> F
     return Fusion(_decision(name, "gated MLP", reason), apply, module)
 
 
-def _loss_fusion(model: nn.Module) -> Fusion:
+def _loss_fusion(name: str, model: nn.Module) -> Fusion:
     def apply() -> None:
         model.__dict__[_LOSS] = model.__dict__.get("_loss_function")
         model.loss_function = causal_lm_loss  # type: ignore[assignment]
 
     reason = "reads the logits in their own type, once each way"
-    return Fusion(_decision("loss_function", "cross-entropy", reason), apply, None)
+    return Fusion(_decision(name, "cross-entropy", reason), apply, None)
 
 
 def restore_loss(model: nn.Module) -> None:
@@ -160,17 +160,18 @@ def _fusable_gated_mlp(name: str, module: nn.Module, converted: set[str]) -> tup
     return None if inner % 128 or inner == hidden else found
 
 
-def _recognize_loss(model: nn.Module) -> Any:
-    """The causal language-model loss of transformers, if that is what the model uses."""
-    prop = getattr(type(model), "loss_function", None)
+def _uses_causal_lm_loss(module: nn.Module) -> bool:
+    """Whether the module's forward calls its loss_function, and that is transformers' causal language-model loss."""
+    prop = getattr(type(module), "loss_function", None)
     if not isinstance(prop, property) or prop.fset is None:
-        return None
+        return False
+    if not any(call.path == "loss_function" for call in flow_of(type(module)).calls):
+        return False
     try:
-        loss = model.loss_function
+        loss = module.loss_function
     except Exception:  # a model without a known loss type raises what it likes
-        return None
-    known = getattr(loss, "__name__", "") == "ForCausalLMLoss" and loss.__module__.startswith("transformers.")
-    return loss if known else None
+        return False
+    return getattr(loss, "__name__", "") == "ForCausalLMLoss" and loss.__module__.startswith("transformers.")
 
 
 def causal_lm_loss(

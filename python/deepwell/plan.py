@@ -35,10 +35,10 @@ class LayerFacts:
     role. kernel: name of the registered implementation that will run it. transposed: its weight is [in_features,
     out_features].
 
-    trainable: whether its weight is. runs: how often a token passes through it in a step, less than 1 for one of
-    several experts. multiplications: for a token each time it runs, where that is not in_features * out_features.
-    shares_input: the first of the layers that read the very same tensor, "" if it is alone. producer: the module whose
-    result it reads as it is, "" if unknown. note: what else a reader of the plan should know.
+    matrices: how many of [out_features, in_features] it holds. tokens_share: the part of a step's tokens that each of
+    them sees. runs: how often it runs in a pass. frozen: its weight takes no gradient. shares_input: the first of the
+    layers that read the very same tensor, "" if that is itself. input_from: the module whose result it reads as it is,
+    "" if not known. note: what else a reader of the plan should know.
     """
 
     name: str
@@ -54,28 +54,45 @@ class LayerFacts:
     obstacle: str = ""
     kernel: str = "deepwell"
     transposed: bool = False
-    trainable: bool = True
+    matrices: int = 1
+    tokens_share: float = 1.0
     runs: float = 1.0
-    multiplications: int = 0
+    frozen: bool = False
     shares_input: str = ""
-    producer: str = ""
+    input_from: str = ""
     note: str = ""
 
     @property
     def work(self) -> float:
-        """Multiplications for one token of the step."""
-        return (self.multiplications or self.in_features * self.out_features) * self.runs
+        """Multiplications of one pass, for each of its tokens."""
+        return self.in_features * self.out_features * self.matrices * self.tokens_share * self.runs
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A part that is no linear layer but takes time around them. kind: "embedding", "norm", "gated_mlp" (the activation
+    between gate, up and down) or "attention". width: of an embedding's or norm's rows, of the gated MLP's inner
+    tensors, of all queries together. rows: of an embedding."""
+
+    name: str
+    kind: str
+    class_name: str
+    width: int
+    parameters: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as the plan sees it: its candidate layers, the names of all its modules, its size."""
+    """A model as the plan sees it: its candidate layers, the names of all its modules, its size, and what else there is
+    of known kinds."""
 
     class_name: str
     layers: tuple[LayerFacts, ...]
     module_names: tuple[str, ...]
     parameters: int
     device: str
+    parts: tuple[PartFacts, ...] = ()
 
 
 @dataclass(frozen=True)

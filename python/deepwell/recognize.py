@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from .dataflow import without_side_effects
 
-_EPSILONS = ("variance_epsilon", "eps", "epsilon")
+EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _TOKENS = 16
 _LARGE = 256.0
-# What is not the formula is wrong by orders of magnitude more than these, in units of the dtype's spacing at 1 (2^-7 for
-# BF16) or, where that is less, of 2^-16: in FP32 the order of sums over up to 2^14 columns matters, 2^-24 * sqrt(2^14),
-# with 2 in reserve. A norm rounds at most three times where the formula does not round; a gated MLP rounds gate, up, the
-# activation, the product and the result, errors that add up in norm; a linear layer may round before it adds the bias.
+# What is not the formula is wrong by orders of magnitude more than these, in units of the dtype's spacing at 1 (2^-7
+# for BF16) or, where that is less, of 2^-16: in FP32 the order of sums over up to 2^14 columns matters,
+# 2^-24 * sqrt(2^14), with 2 in reserve. A norm rounds at most three times where the formula does not round; a gated MLP
+# rounds gate, up, the activation, the product and the result, errors that add up in norm; a linear layer may round
+# before it adds the bias.
 _NORM_SPACINGS, _MLP_SPACINGS, _LINEAR_SPACINGS = 1.0, 2.0, 1.0
 
 LINEAR, TRANSPOSED = "linear", "transposed"
@@ -38,7 +39,7 @@ def rms_norm(module: nn.Module) -> tuple[float, float] | None:
     if any(p is not None and p is not weight for p in module._parameters.values()) or module._modules:
         return None
     size = weight.shape[0]
-    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
+    eps = next((value for name in EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     if eps is None and isinstance(module, nn.RMSNorm) and module.eps is None:
         eps = torch.finfo(weight.dtype).eps
     if eps is None or size == 0:
@@ -185,13 +186,15 @@ def _results(module: nn.Module, x: Tensor) -> Iterator[Tensor | None]:
 
 
 def _run(module: nn.Module, x: Tensor) -> Tensor | None:
-    """The module's own forward, without its hooks; None where it does not take one tensor and give one."""
+    """The module's own forward, without its hooks; None where it does not take one tensor and give one, or writes into
+    the one it takes."""
+    given = x.clone()
     try:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            y = type(module).forward(module, x)
+            y = type(module).forward(module, given)
     except Exception:  # whatever a stranger's forward may raise, it is not the one looked for
         return None
-    return y if isinstance(y, Tensor) else None
+    return y if isinstance(y, Tensor) and torch.equal(given, x) else None
 
 
 def _close(y: Tensor | None, expected: Tensor, dtype: torch.dtype, spacings: float) -> bool:

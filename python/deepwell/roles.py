@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .structure import Structure
@@ -23,11 +24,11 @@ Linears = list[tuple[str, nn.Module]]
 
 @dataclass
 class Roles:
-    """of: (role, what showed it) of layers that are not plain ones; runs: of layers and stacks of experts, through how
-    many of them a token passes."""
+    """of: (role, what showed it) of layers that are not plain ones. share: of layers of experts and stacks of them, the
+    part of the tokens that each expert sees."""
 
     of: dict[str, tuple[str, str]] = field(default_factory=dict)
-    runs: dict[str, float] = field(default_factory=dict)
+    share: dict[str, float] = field(default_factory=dict)
 
 
 def find(model: nn.Module, structure: Structure, linears: Linears) -> Roles:
@@ -39,7 +40,7 @@ def find(model: nn.Module, structure: Structure, linears: Linears) -> Roles:
             found.of[name] = "router", reason
     for name, reason in _output_heads(model, structure, linears).items():
         found.of[name] = "output_head", reason
-    _count_runs(structure, found)
+    _share_tokens(structure, found)
     return found
 
 
@@ -51,7 +52,7 @@ def _output_heads(model: nn.Module, structure: Structure, linears: Linears) -> d
     embeddings = [m for m in structure.modules.values() if isinstance(m, nn.Embedding)]
     tied = {id(e._parameters.get("weight")) for e in embeddings}
     vocabulary = max((e.num_embeddings for e in embeddings), default=0)
-    as_wide = [name for name, module in linears if module.weight.shape[0] == vocabulary]  # type: ignore[union-attr]
+    as_wide = [name for name, module in linears if _weight(module).shape[0] == vocabulary]  # type: ignore[union-attr]
     declared = _declared_heads(structure)
     heads: dict[str, str] = {}
     for position, (name, module) in enumerate(linears):
@@ -63,7 +64,7 @@ def _output_heads(model: nn.Module, structure: Structure, linears: Linears) -> d
             heads[name] = "the model's get_output_embeddings names it"
         elif leaf in _HEAD_NAMES or (last and leaf in _LAST_HEAD_NAMES):
             heads[name] = f"named {leaf}"
-        elif last and any(module.weight.shape[0] == e.num_embeddings for e in embeddings):  # type: ignore[union-attr]
+        elif last and any(_weight(module).shape[0] == e.num_embeddings for e in embeddings):  # type: ignore[union-attr]
             heads[name] = "the last layer, as wide as the vocabulary"
         elif as_wide == [name]:
             heads[name] = "the only layer as wide as the vocabulary"
@@ -97,6 +98,15 @@ def expert_count(module: nn.Module) -> int:
     return counts.pop() if len(counts) == 1 and counts != {1} else 0
 
 
+def expert_extents(module: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of an expert's matrices as if they were one: the width they share, and the others'
+    sum."""
+    stacks = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
+    shared = set(stacks[0].shape[1:]).intersection(*(p.shape[1:] for p in stacks))
+    width = min(shared, default=stacks[0].shape[2])
+    return width, sum(p[0].numel() for p in stacks) // width
+
+
 def _router_reason(name: str, module: nn.Module, structure: Structure) -> str:
     parent_name, _, leaf = name.rpartition(".")
     parent = structure.modules[parent_name]
@@ -107,8 +117,7 @@ def _router_reason(name: str, module: nn.Module, structure: Structure) -> str:
     if name in structure.choosers:
         return "its output is ranked to choose among experts or tokens"
     for child, sibling in parent.named_children():
-        outputs = module.weight.shape[0] if isinstance(module.weight, Tensor) else 0
-        if sibling is not module and outputs > 1 and _experts_in(sibling) == outputs:
+        if sibling is not module and _experts_in(sibling) == _weight(module).shape[0] > 1:
             return f"as many outputs as {child} has experts"
     return ""
 
@@ -120,17 +129,15 @@ def _experts_in(module: nn.Module) -> int:
     return expert_count(module)
 
 
-def _count_runs(structure: Structure, found: Roles) -> None:
-    """A token passes through top_k of the experts: a stack is top_k layers' work, one of a list top_k / count."""
+def _share_tokens(structure: Structure, found: Roles) -> None:
+    """Each token goes to top_k of the experts, evenly as far as anybody knows beforehand."""
     for name, module in structure.modules.items():
         parent = structure.modules[name.rpartition(".")[0]]
         if expert_count(module):
-            found.runs[name] = float(_top_k(module, parent, structure))
-        elif (
-            isinstance(module, nn.ModuleList) and name and _experts_in(module) > 1 and _routed(parent, structure, found)
-        ):
-            share = _top_k(module, parent, structure) / len(module)
-            found.runs.update({inner: share for inner in structure.modules if inner.startswith(f"{name}.")})
+            found.share[name] = _top_k(module, parent) / expert_count(module)
+        elif isinstance(module, nn.ModuleList) and _experts_in(module) > 1 and _routed(parent, structure, found):
+            share = _top_k(module, parent) / len(module)
+            found.share.update({inner: share for inner in structure.modules if inner.startswith(f"{name}.")})
 
 
 def _routed(parent: nn.Module, structure: Structure, found: Roles) -> bool:
@@ -138,7 +145,7 @@ def _routed(parent: nn.Module, structure: Structure, found: Roles) -> bool:
     return any(id(child) in routers for child in parent.children())
 
 
-def _top_k(module: nn.Module, parent: nn.Module, structure: Structure) -> int:
+def _top_k(module: nn.Module, parent: nn.Module) -> int:
     for owner in (module, parent, *parent.children(), getattr(parent, "config", None)):
         for name in _TOP_K_NAMES:
             value = getattr(owner, name, None)
@@ -151,7 +158,8 @@ def _top_k(module: nn.Module, parent: nn.Module, structure: Structure) -> int:
 
 
 def _adapters(structure: Structure, linears: Linears) -> dict[str, str]:
-    """Pairs in -> r -> out beside one layer in -> out, with r smaller than both: what LoRA adds, whatever wraps it."""
+    """Trained pairs in -> r -> out beside one frozen layer in -> out and nothing else, r no larger than in and out:
+    what LoRA adds, whatever wraps it."""
     found: dict[str, str] = {}
     groups: dict[str, Linears] = {}
     for name, module in linears:
@@ -159,25 +167,24 @@ def _adapters(structure: Structure, linears: Linears) -> dict[str, str]:
     for wrapper, members in groups.items():
         owner = structure.modules[wrapper]
         if isinstance(owner, nn.Linear):  # a subclass of nn.Linear that holds its own adapter
-            members = [(wrapper, owner), *(m for m in members if m[1] is not owner)]
-        if len(members) < 3:
-            continue
-        base_name, base = max(members, key=lambda member: member[1].weight.numel())  # type: ignore[union-attr]
-        others = [member for member in members if member[1] is not base]
-        wide, deep = base.weight.shape  # type: ignore[misc]
-        downs = {
-            n: m.weight.shape[0] for n, m in others if m.weight.shape[1] == deep and m.weight.shape[0] < min(wide, deep)
-        }
-        ups = {
-            n: m.weight.shape[1] for n, m in others if m.weight.shape[0] == wide and m.weight.shape[1] < min(wide, deep)
-        }
-        if (
-            len(downs) == len(ups)
-            and sorted(downs.values()) == sorted(ups.values())
-            and {*downs, *ups} == {n for n, _ in others}
-        ):
-            found.update({n: f"beside {base_name.rpartition('.')[2]}" for n, _ in others})
+            members = [(wrapper, owner), *(member for member in members if member[1] is not owner)]
+        base_name, base = max(members, key=lambda member: _weight(member[1]).numel())
+        others = {name: _weight(module) for name, module in members if module is not base}
+        frozen = not _weight(base).requires_grad and all(weight.requires_grad for weight in others.values())
+        if others and frozen and _are_pairs(_weight(base).shape, [weight.shape for weight in others.values()]):
+            found.update({name: f"beside {base_name.rpartition('.')[2]}" for name in others})
     return found
+
+
+def _are_pairs(base: torch.Size, others: list[torch.Size]) -> bool:
+    wide, deep = base
+    downs = [shape[0] for shape in others if shape[1] == deep and shape[0] <= min(base)]
+    ups = [shape[1] for shape in others if shape[0] == wide and shape[1] <= min(base)]
+    return len(downs) + len(ups) == len(others) and sorted(downs) == sorted(ups)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.weight  # type: ignore[return-value]
 
 
 def _wrapper(name: str, structure: Structure) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from torch import nn
 
 from .dataflow import ANY, Call, Flow, Value, flow_of
 
-Input = tuple[str, int]  # a value: the module in whose forward it has this identity
+
+@dataclass(frozen=True)
+class Input:
+    """A value: the module in whose forward it is, its identity there, and the module of a list it is passed to where it
+    is another one for each."""
+
+    owner: str
+    identity: int
+    turn: str = ""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
+        # Under how many names a module is registered: what is shared runs for each of them.
+        names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        self.places = {name: names[id(module)] for name, module in self.modules.items()}
         self.uses: dict[str, list[Use]] = defaultdict(list)
         self.readers: dict[str, list[str]] = defaultdict(list)  # who reads its weight without calling it
         self.choosers: set[str] = set()  # modules whose output is ranked
@@ -44,7 +55,7 @@ class Structure:
 
     def input_of(self, name: str) -> Input | None:
         """What the module reads, the same for all modules that read it too; None when that is not known."""
-        found = {self._trace(use.owner, _first(use.call)) for use in self.uses[name]}
+        found = {self._trace(use, name) for use in self.uses[name]}
         return found.pop() if len(found) == 1 else None
 
     def producer_of(self, name: str) -> str:
@@ -52,24 +63,29 @@ class Structure:
         source = self.input_of(name)
         if source is None:
             return ""
-        owner, identity = source
-        module = self.modules[owner]
-        names = below(owner, module, flow_of(type(module)).made.get(identity, ANY))
-        return names[0] if len(names) == 1 and ANY not in flow_of(type(module)).made.get(identity, ANY) else ""
+        module = self.modules[source.owner]
+        path = flow_of(type(module)).made.get(source.identity, ANY)
+        names = [] if ANY in path else below(source.owner, module, path)
+        return names[0] if len(names) == 1 else ""
 
-    def _trace(self, owner: str, value: Value | None) -> Input | None:
-        """Follows a value that came in as an argument of forward to where it was made."""
-        seen = set()
+    def _trace(self, use: Use, name: str) -> Input | None:
+        """Follows what a call passes on, where it came in as an argument of forward, to where it was made."""
+        value = _first(use.call)
+        seen = {name}
         while value is not None:
-            keys = [key for key, own in flow_of(type(self.modules[owner])).inputs.items() if own == value]
-            uses = self.uses[owner]
-            if not keys or len(uses) != 1 or owner in seen:
-                return owner, value.identity
+            owner = use.owner
+            flow = flow_of(type(self.modules[owner]))
+            if ANY in use.call.path and flow.varies(value):
+                return Input(owner, value.identity, name)
+            keys = [key for key, own in flow.inputs.items() if own == value]
+            outer_uses = self.uses[owner]
+            if not keys or len(outer_uses) != 1 or owner in seen:
+                return Input(owner, value.identity)
             seen.add(owner)
-            outer = next((v for key in keys if (v := uses[0].call.arguments.get(key)) is not None), None)
+            outer = next((v for key in keys if (v := outer_uses[0].call.arguments.get(key)) is not None), None)
             if outer is None:
-                return owner, value.identity
-            owner, value = uses[0].owner, outer
+                return Input(owner, value.identity)
+            use, name, value = outer_uses[0], owner, outer
         return None
 
 
