@@ -1,7 +1,8 @@
 """Small random models of many architectures: each a function that makes one, and what to feed it.
 
 Widths are multiples of 128 and heads of 32 where the architecture lets them be, so that what decides in the plan is the
-structure and not the size."""
+structure and not the size. Routers choose all of the experts where they can, so that a step is a continuous function
+and can be compared: of some of them, the least change of a layer chooses others for some tokens."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Architecture:
-    """make: the model. inputs: for one training step. run: gives loss and logits."""
+    """make: the model. inputs: for one training step. run: gives loss and logits. jumps: the least change may change
+    which experts are chosen."""
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], Inputs]
     run: Callable[[nn.Module, Inputs], tuple[Tensor, Tensor]]
+    jumps: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
@@ -66,23 +69,29 @@ _COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": INNER}
+_EXPERTS = {"num_experts_per_tok": 4, "moe_intermediate_size": INNER}
 
 
 def _transformers(
-    name: str, model: str, config: str, inputs: Callable[[], Inputs] = text, common: bool = True, **sizes: object
+    name: str,
+    model: str,
+    config: str,
+    inputs: Callable[[], Inputs] = text,
+    common: bool = True,
+    jumps: bool = False,
+    **sizes: object,
 ) -> None:
     def make() -> nn.Module:
         settings = {**(_COMMON if common else {"vocab_size": VOCABULARY, "pad_token_id": 0}), **sizes}
         made = getattr(transformers, model)(getattr(transformers, config)(**settings))
         return made.train()
 
-    ARCHITECTURES[name] = Architecture(make, inputs, run_transformers)
+    ARCHITECTURES[name] = Architecture(make, inputs, run_transformers, jumps)
 
 
-def _causal(name: str, family: str, **sizes: object) -> None:
+def _causal(name: str, family: str, jumps: bool = False, **sizes: object) -> None:
     text_config = f"{family}TextConfig" if hasattr(transformers, f"{family}TextConfig") else f"{family}Config"
-    _transformers(name, f"{family}ForCausalLM", text_config, **sizes)
+    _transformers(name, f"{family}ForCausalLM", text_config, jumps=jumps, **sizes)
 
 
 _causal("llama", "Llama")
@@ -106,16 +115,16 @@ _causal("nemotron", "Nemotron")
 _causal("smollm3", "SmolLM3")
 _causal("glm4", "Glm4")
 _causal("opt", "OPT", ffn_dim=INNER, word_embed_proj_dim=HIDDEN)
-_causal("mixtral", "Mixtral", num_local_experts=4)
+_causal("mixtral", "Mixtral", num_local_experts=4, num_experts_per_tok=4)
 _causal("qwen2_moe", "Qwen2Moe", num_experts=4, shared_expert_intermediate_size=INNER, **_EXPERTS)
 _causal("qwen3_moe", "Qwen3Moe", num_experts=4, head_dim=32, **_EXPERTS)
-_causal("olmoe", "Olmoe", num_experts=4, num_experts_per_tok=2)
+_causal("olmoe", "Olmoe", num_experts=4, num_experts_per_tok=4)
 _causal(
     "deepseek_v3",
     "DeepseekV3",
     n_routed_experts=4,
     n_group=2,
-    topk_group=1,
+    topk_group=2,
     first_k_dense_replace=1,
     q_lora_rank=64,
     kv_lora_rank=64,
@@ -126,10 +135,10 @@ _causal(
     **_EXPERTS,
 )
 _causal("glm4_moe", "Glm4Moe", n_routed_experts=4, first_k_dense_replace=1, head_dim=32, **_EXPERTS)
-_causal("gpt_oss", "GptOss", num_local_experts=4, num_experts_per_tok=2, head_dim=32, sliding_window=16)
-_causal("phimoe", "Phimoe", num_local_experts=4)
-_causal("granitemoe", "GraniteMoe", num_local_experts=4, num_experts_per_tok=2)
-_causal("llama4", "Llama4", num_local_experts=4, num_experts_per_tok=1, head_dim=32, intermediate_size_mlp=INNER)
+_causal("gpt_oss", "GptOss", num_local_experts=4, num_experts_per_tok=4, head_dim=32, sliding_window=16)
+_causal("phimoe", "Phimoe", jumps=True, num_local_experts=4)
+_causal("granitemoe", "GraniteMoe", num_local_experts=4, num_experts_per_tok=4)
+_causal("llama4", "Llama4", num_local_experts=4, num_experts_per_tok=4, head_dim=32, intermediate_size_mlp=INNER)
 _causal(
     "qwen3_next",
     "Qwen3Next",
@@ -174,10 +183,10 @@ _transformers(
 
 
 def _images() -> Inputs:
-    return {"pixel_values": torch.randn(BATCH, 3, 32, 32), "labels": torch.tensor([0, 1])}
+    return {"pixel_values": torch.randn(8, 3, 32, 32), "labels": torch.arange(8)}
 
 
-_transformers("vit", "ViTForImageClassification", "ViTConfig", _images, image_size=32, patch_size=8)
+_transformers("vit", "ViTForImageClassification", "ViTConfig", _images, image_size=32, patch_size=8, num_labels=10)
 
 
 def _speech() -> Inputs:
@@ -311,7 +320,7 @@ class PlainDecoder(nn.Module):
 
 
 ARCHITECTURES["plain_decoder"] = Architecture(PlainDecoder, _tokens, run_plain)
-ARCHITECTURES["plain_experts"] = Architecture(lambda: PlainDecoder(routed=True), _tokens, run_plain)
+ARCHITECTURES["plain_experts"] = Architecture(lambda: PlainDecoder(routed=True), _tokens, run_plain, True)
 
 
 def _stack() -> nn.Module:
