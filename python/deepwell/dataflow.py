@@ -199,6 +199,8 @@ class _Reader:
             self.value(node.test)
         self.branches([[*node.body, *node.orelse], []])
         self.flow.loops.append((first, next(self.numbers)))
+        for name in assigned & self.names.keys():
+            self.names[name] = self.fresh([self.names[name]])
 
     def bind(self, target: ast.expr, value: Value) -> None:
         if isinstance(target, ast.Name):

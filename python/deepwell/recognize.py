@@ -39,11 +39,22 @@ def rms_norm(module: nn.Module) -> tuple[float, float] | None:
     if any(p is not None and p is not weight for p in module._parameters.values()) or module._modules:
         return None
     size = weight.shape[0]
+    return next(
+        (found for eps in _epsilons(module, weight) if size and (found := _norm_with(module, weight, eps))), None
+    )
+
+
+def _epsilons(module: nn.Module, weight: Tensor) -> list[float]:
+    """What its epsilon may be. One that is not given is the spacing at 1, of the tensors' type or of FP32."""
     eps = next((value for name in EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     if eps is None and isinstance(module, nn.RMSNorm) and module.eps is None:
-        eps = torch.finfo(weight.dtype).eps
-    if eps is None or size == 0:
-        return None
+        return [torch.finfo(weight.dtype).eps, torch.finfo(torch.float32).eps]
+    return [] if eps is None else [eps]
+
+
+def _norm_with(module: nn.Module, weight: Tensor, eps: float) -> tuple[float, float] | None:
+    """(eps, offset) if this is the epsilon."""
+    size = weight.shape[0]
     # The second row is so small that eps decides; the third would meet a clamp. The mean is not zero, so that a layer
     # norm, which subtracts it, differs; and magnitudes grow along the row, so that a norm over groups of columns does.
     scale = torch.tensor([[3.0], [max(eps, 1e-12) ** 0.5], [_LARGE]], device=weight.device)

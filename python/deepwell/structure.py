@@ -12,7 +12,7 @@ from .dataflow import ANY, Call, Flow, Value, flow_of
 
 @dataclass(frozen=True)
 class Input:
-    """A value: the module in whose forward it is, its identity there, and the module of a list it is passed to where it
+    """A value: the module in whose forward it is, its identity there, and the item of a list it is passed to where it
     is another one for each."""
 
     owner: str
@@ -76,7 +76,7 @@ class Structure:
             owner = use.owner
             flow = flow_of(type(self.modules[owner]))
             if ANY in use.call.path and flow.varies(value):
-                return Input(owner, value.identity, name)
+                return Input(owner, value.identity, _turn(owner, use.call.path, name))
             keys = [key for key, own in flow.inputs.items() if own == value]
             outer_uses = self.uses[owner]
             if not keys or len(outer_uses) != 1 or owner in seen:
@@ -87,6 +87,12 @@ class Structure:
                 return Input(owner, value.identity)
             use, name, value = outer_uses[0], owner, outer
         return None
+
+
+def _turn(owner: str, path: str, name: str) -> str:
+    """The item of a list that `name`, called by this path, is or is in."""
+    depth = path.split(".").index(ANY) + 1 + (owner.count(".") + 1 if owner else 0)
+    return ".".join(name.split(".")[:depth])
 
 
 def _first(call: Call) -> Value | None:
