@@ -65,11 +65,14 @@ class Flow:
         return any(first <= value.identity <= last for first, last in self.loops)
 
 
-@functools.lru_cache(maxsize=1024)
 def flow_of(module_type: type) -> Flow:
     """What the forward of this class does. An empty Flow where its source cannot be read."""
+    return _flow(module_type, getattr(module_type, "forward", None))
+
+
+@functools.lru_cache(maxsize=1024)
+def _flow(module_type: type, forward: Any) -> Flow:  # forward is part of the key: classes get patched
     reader = _Reader(module_type)
-    forward = getattr(module_type, "forward", None)
     tree = _tree(forward)
     if tree is not None:
         try:
@@ -79,9 +82,10 @@ def flow_of(module_type: type) -> Flow:
     return reader.flow
 
 
-def without_side_effects(module_type: type) -> bool:
-    """Whether forward's own statements only compute: they assign local names and return. False without source."""
-    tree = _tree(getattr(module_type, "forward", None))
+@functools.lru_cache(maxsize=1024)
+def without_side_effects(forward: Any) -> bool:
+    """Whether a forward's own statements only compute: they assign local names and return. False without source."""
+    tree = _tree(forward)
     if tree is None:
         return False
     documented = ast.get_docstring(tree) is not None

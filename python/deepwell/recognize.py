@@ -159,7 +159,7 @@ def _with_gradients(function: Callable[[Tensor], Tensor], x: Tensor, weight: Ten
 
 def _takes_one_tensor(module: nn.Module) -> bool:
     """Whether forward has one parameter and no more, so that nobody can call it with more, and only computes."""
-    if not without_side_effects(type(module)):
+    if not without_side_effects(type(module).forward):
         return False
     try:
         parameters = list(inspect.signature(type(module).forward).parameters.values())
