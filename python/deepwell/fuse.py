@@ -87,6 +87,7 @@ def find(model: nn.Module, plan: Plan) -> list[Fusion]:
         mlp = _fusable_gated_mlp(name, module, converted)
         if mlp is not None:
             found.append(_mlp_fusion(name, module, mlp))
+    for name, module in model.named_modules():
         if _uses_causal_lm_loss(module):
             found.append(_loss_fusion(f"{name}.loss_function" if name else "loss_function", module))
     return found
