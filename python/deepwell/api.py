@@ -60,7 +60,7 @@ def optimize(
         (1x128 and 128x128), "blackwell" (1x32, weights too), or "auto": where the model is. On a CPU all of them are
         emulated exactly, which is for numerics and not faster.
     strategy: "auto" or "mxfp8_dense", or a mapping from module-name patterns to "mxfp8" or "keep", first match first;
-        a layer that is kept by default only for its role (output head, router) can be converted so.
+        a layer that is kept by default only for its role (output head, router, adapter) can be converted so.
     profile: measuring instead of predicting is not available in this version.
     verbose: print a line for each decision and a summary.
     block_size: 32 (MX proper, weights too) or 128 (Hopper's) instead of the target's own.
