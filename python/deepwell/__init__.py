@@ -19,7 +19,7 @@ from .errors import (
     SelftestError,
     UnsupportedError,
 )
-from .plan import Decision, LayerFacts, ModelFacts, Plan, Recipe
+from .plan import Decision, LayerFacts, ModelFacts, PartFacts, Plan, Recipe
 from .quantizer import MXFPQuantizer, QuantizedTensor
 from .registry import DeepwellDispatcher, KernelInfo, kernels, register_kernel, unregister_kernel
 
@@ -51,6 +51,7 @@ __all__ = [
     "ModelFacts",
     "ModelOptimizer",
     "OutOfMemoryError",
+    "PartFacts",
     "Plan",
     "QuantizationPlanner",
     "QuantizedTensor",

@@ -1,30 +1,29 @@
-"""Turns a PyTorch model into the facts that the plan is made from. Changes nothing and runs nothing of the model."""
+"""Turns a PyTorch model into the facts that the plan is made from. Changes nothing, and runs nothing of the model but
+what looks like a linear layer with a forward of its own (recognize.py)."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import _core, convert, registry
+from . import _core, convert, parts, recognize, registry, roles
 from .errors import InvalidArgumentError
 from .plan import LayerFacts, ModelFacts
-
-# Names that mean a projection to a vocabulary wherever it stands, and names that mean a head on the last layer only.
-_HEAD_NAMES = frozenset({"lm_head", "output_head", "vocab_head", "vocab_proj", "embed_out", "unembed", "unembedding"})
-_LAST_HEAD_NAMES = frozenset(
-    {"head", "classifier", "score", "logits", "to_logits", "output_layer", "output_projection"}
-)
-_ROUTER_NAMES = frozenset({"router", "gating", "gate_network", "gating_network", "expert_gate"})
+from .structure import Input, Structure
 
 
 class ModelOptimizer:
     """Analyzes models."""
 
     def analyze_model(self, model: nn.Module, precision: str = "mxfp8") -> ModelFacts:
-        """The facts of every layer that could be converted: nn.Linear and types with a registered kernel.
+        """The facts of every layer that could be converted: nn.Linear, modules that compute the same, and types with a
+        registered kernel; and of stacks of experts, which are named and left alone.
 
         Raises InvalidArgumentError for something that is not an nn.Module, has no parameters, or has parameters on the
         meta device or not initialized yet."""
@@ -33,19 +32,17 @@ class ModelOptimizer:
 
 def analyze(model: Any, precision: str = "mxfp8") -> ModelFacts:
     device = check_model(model)
-    modules = list(model.named_modules())
-    heads = _output_heads(model, modules)
-    layers = []
-    for name, module in modules:
-        kernel = registry.kernel_for(module, precision)
-        if isinstance(module, nn.Linear) or kernel is not None:
-            layers.append(_layer(name, module, kernel, model, heads))
+    structure = Structure(model)
+    candidates = list(_candidates(structure, precision))
+    found = roles.find(model, structure, [(c.name, c.module) for c in candidates if c.is_linear])
+    layers = [_layer(candidate, structure, found) for candidate in candidates]
     return ModelFacts(
         type(model).__name__,
-        tuple(layers),
-        tuple(name for name, _ in modules),
+        tuple(_with_shared_inputs(layers, structure)),
+        tuple(structure.modules),
         sum(p.numel() for p in model.parameters()),
         device,
+        tuple(parts.find(structure, {c.name: c.extents for c in candidates if c.is_linear})),
     )
 
 
@@ -92,31 +89,64 @@ def _gpu_family(model: nn.Module) -> str:
     return "hopper"
 
 
-def _layer(
-    name: str,
-    module: nn.Module,
-    kernel: registry.RegisteredKernel | None,
-    model: nn.Module,
-    heads: dict[int, str],
-) -> LayerFacts:
+@dataclass(frozen=True)
+class _Candidate:
+    """A module the plan decides about. form: what `recognize.linear` says of one whose forward is not nn.Linear's."""
+
+    name: str
+    module: nn.Module
+    kernel: registry.RegisteredKernel | None
+    form: str = ""
+
+    @property
+    def is_linear(self) -> bool:
+        return isinstance(self.module, nn.Linear) or bool(self.form)
+
+    @property
+    def experts(self) -> int:
+        """How many are stacked in it, where it is such a stack and nobody registered a kernel for it."""
+        return 0 if self.kernel is not None or self.is_linear else roles.expert_count(self.module)
+
+    @property
+    def extents(self) -> tuple[int, int]:
+        """(in_features, out_features); zeros for what is no linear layer."""
+        weight = getattr(self.module, "weight", None)
+        if self.form and isinstance(weight, Tensor):
+            rows, columns = weight.shape
+            return (rows, columns) if self.form == recognize.TRANSPOSED else (columns, rows)
+        if isinstance(self.module, nn.Linear):
+            return self.module.in_features, self.module.out_features
+        return roles.expert_extents(self.module) if self.experts else (0, 0)
+
+
+def _candidates(structure: Structure, precision: str) -> Iterator[_Candidate]:
+    for name, module in structure.modules.items():
+        kernel = registry.kernel_for(module, precision)
+        form = "" if kernel is not None or _changed(module) or recognize.plain_linear(module) else _form(module)
+        if kernel is not None or isinstance(module, nn.Linear) or form or roles.expert_count(module):
+            yield _Candidate(name, module, kernel, form)
+
+
+def _form(module: nn.Module) -> str:
+    return "" if isinstance(module, nn.Embedding) else recognize.linear(module)
+
+
+def _layer(candidate: _Candidate, structure: Structure, found: roles.Roles) -> LayerFacts:
+    name, module, kernel = candidate.name, candidate.module, candidate.kernel
     weight = getattr(module, "weight", None)
-    tensor = weight if isinstance(weight, torch.Tensor) else next(module.parameters(), None)
-    linear = isinstance(module, nn.Linear)
-    role, role_reason = "linear", ""
-    if linear:
-        if id(module) in heads:
-            role, role_reason = "output_head", heads[id(module)]
-        elif reason := _router_reason(name, model):
-            role, role_reason = "router", reason
-    obstacle = _obstacle(name, module, model, kernel)
+    tensor = weight if isinstance(weight, Tensor) else next(module.parameters(), None)
+    in_features, out_features = candidate.extents
+    obstacle = _obstacle(candidate, structure)
     if kernel is not None and not obstacle:
         obstacle = kernel.supports(module)
+    role, role_reason = ("experts", "") if candidate.experts else found.of.get(name, ("linear", ""))
+    readers = sorted(set(structure.readers[name]))
     return LayerFacts(
         name=name,
-        kind=kernel.kind if kernel is not None else "nn.Linear",
+        kind=_kind(candidate),
         class_name=type(module).__name__,
-        in_features=module.in_features if linear else 0,
-        out_features=module.out_features if linear else 0,
+        in_features=in_features,
+        out_features=out_features,
         parameters=sum(p.numel() for p in module.parameters()),
         dtype=str(tensor.dtype).removeprefix("torch.") if tensor is not None else "float32",
         device=tensor.device.type if tensor is not None else "cpu",
@@ -124,67 +154,61 @@ def _layer(
         role_reason=role_reason,
         obstacle=obstacle,
         kernel=kernel.name if kernel is not None else "deepwell",
+        transposed=candidate.form == recognize.TRANSPOSED,
+        matrices=max(candidate.experts, 1),
+        tokens_share=found.share.get(name, 1.0),
+        runs=float(structure.places[name]),
+        frozen=tensor is not None and not tensor.requires_grad,
+        input_from=structure.producer_of(name),
+        note=f"{' and '.join(readers)} may also read its weight without calling it" if readers else "",
     )
 
 
-def _obstacle(name: str, module: nn.Module, model: nn.Module, kernel: registry.RegisteredKernel | None) -> str:
+def _kind(candidate: _Candidate) -> str:
+    if candidate.kernel is not None:
+        return candidate.kernel.kind
+    return "nn.Linear" if isinstance(candidate.module, nn.Linear) else registry.kind_of(type(candidate.module))
+
+
+def _with_shared_inputs(layers: list[LayerFacts], structure: Structure) -> Iterator[LayerFacts]:
+    groups: dict[Input, list[str]] = {}
+    for layer in layers:
+        source = structure.input_of(layer.name) if layer.in_features else None
+        if source is not None:
+            groups.setdefault(source, []).append(layer.name)
+    first = {name: names[0] for names in groups.values() for name in names[1:]}
+    for layer in layers:
+        yield dataclasses.replace(layer, shares_input=first.get(layer.name, ""))
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether its class does not say what it does."""
+    return convert.is_converted(module) or "forward" in module.__dict__ or parametrize.is_parametrized(module)
+
+
+def _obstacle(candidate: _Candidate, structure: Structure) -> str:
     """Why the module's form rules conversion out, or ""."""
+    name, module = candidate.name, candidate.module
     if convert.is_converted(module):
         return "converted already, by a call on a part of the model"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     if parametrize.is_parametrized(module):
         return "its parameters are parametrized; remove the parametrization first"
-    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads its weight without calling it"
-    if kernel is not None:
+    readers = structure.readers[name]
+    if readers and not structure.uses[name]:
+        return f"{readers[-1]} reads its weight without calling it"
+    if candidate.kernel is not None:
         return ""
-    if type(module).forward is not nn.Linear.forward:
+    if not candidate.is_linear:
+        return f"{candidate.experts} experts' weights in one tensor: this version converts linear layers only"
+    if not recognize.plain_linear(module) and not candidate.form:
         return f"its class {type(module).__name__} overrides nn.Linear's forward"
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed before each forward (pruning or weight norm), not a parameter"
-    if type(weight.data) is not torch.Tensor or weight.layout != torch.strided:
+    if type(weight.data) is not Tensor or weight.layout != torch.strided:
         return f"its weight is a {type(weight.data).__name__} of layout {weight.layout}, not a dense tensor"
-    if module.bias is not None and "bias" not in module._parameters:
+    if getattr(module, "bias", None) is not None and "bias" not in module._parameters:
         return "its bias is computed before each forward (pruning or weight norm), not a parameter"
-    return ""
-
-
-def _output_heads(model: nn.Module, modules: list[tuple[str, nn.Module]]) -> dict[int, str]:
-    """The modules that project to the model's output vocabulary, by id, with what showed it."""
-    linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear)]
-    embeddings = [m for _, m in modules if isinstance(m, nn.Embedding)]
-    tied = {id(e._parameters.get("weight")) for e in embeddings}
-    heads: dict[int, str] = {}
-    declared = _declared_head(model)
-    for position, (name, module) in enumerate(linears):
-        last = position == len(linears) - 1
-        leaf = name.rpartition(".")[2]
-        if id(module._parameters.get("weight")) in tied:
-            heads[id(module)] = "its weight is an embedding's"
-        elif module is declared:
-            heads[id(module)] = "the model's get_output_embeddings names it"
-        elif leaf in _HEAD_NAMES or (last and leaf in _LAST_HEAD_NAMES):
-            heads[id(module)] = f"named {leaf}"
-        elif last and any(module.out_features == e.num_embeddings for e in embeddings):
-            heads[id(module)] = "the last layer, as wide as the vocabulary"
-    return heads
-
-
-def _declared_head(model: nn.Module) -> Any:
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        return getter() if callable(getter) else None
-    except (NotImplementedError, AttributeError):
-        return None  # models without a head inherit the method and cannot answer
-
-
-def _router_reason(name: str, model: nn.Module) -> str:
-    parent_name, _, leaf = name.rpartition(".")
-    if leaf in _ROUTER_NAMES:
-        return f"named {leaf}"
-    if leaf == "gate" and hasattr(model.get_submodule(parent_name), "experts"):
-        return "a gate beside experts"
     return ""

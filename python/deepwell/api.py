@@ -60,14 +60,17 @@ def optimize(
         (1x128 and 128x128), "blackwell" (1x32, weights too), or "auto": where the model is. On a CPU all of them are
         emulated exactly, which is for numerics and not faster.
     strategy: "auto" or "mxfp8_dense", or a mapping from module-name patterns to "mxfp8" or "keep", first match first;
-        a layer that is kept by default only for its role (output head, router) can be converted so.
+        a layer that is kept by default only for its role (output head, router, adapter) can be converted so.
     profile: measuring instead of predicting is not available in this version.
     verbose: print a line for each decision and a summary.
     block_size: 32 (MX proper, weights too) or 128 (Hopper's) instead of the target's own.
     skip, only: module-name patterns (as in fnmatch; a pattern that matches a module holds for all inside it).
 
-    Kept in high precision, each with its reason in the plan: output heads, routers, layers with a dimension under 32,
-    float64 layers, parametrized, pruned or weight-normed layers, classes with their own forward.
+    Kept in high precision, each with its reason in the plan: output heads, routers, low-rank adapters, stacks of
+    experts, layers with a dimension under 32, float64 layers, parametrized, pruned or weight-normed layers, layers
+    whose weight another module reads without calling them, and classes with their own forward, unless a trial on two
+    tokens, both gradients included, shows that it computes what nn.Linear does (or, on the CPU, the same with the
+    weight transposed, as GPT-2's Conv1D).
 
     A model that was optimized with the same arguments is returned as it is. Everything else that cannot be done raises
     and leaves the model unchanged: InvalidArgumentError (not a module, no parameters, meta device, unknown or
@@ -144,7 +147,7 @@ def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None
                 continue
             module = model.get_submodule(decision.name)
             if decision.kernel == "deepwell":
-                convert.convert_linear(module, plan.recipe)
+                convert.convert_linear(module, plan.recipe, decision.transposed)
             else:
                 convert.convert_to_kernel(module, registry.registered(decision.kind, plan.options.precision))
             done.append(module)
@@ -155,6 +158,7 @@ def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None
     except BaseException:
         for module in done:
             convert.revert(module)
-        fuse.restore_loss(model)
+        for module in model.modules():
+            fuse.restore_loss(module)
         raise
     model.__dict__[_PLAN] = plan

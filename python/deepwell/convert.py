@@ -42,38 +42,82 @@ class MXLinear(Converted):
     """forward of a converted nn.Linear."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """input [..., in_features] -> [..., out_features], in the dtype nn.Linear would give."""
+        """input [..., in_features] -> [..., out_features], in the dtype nn.Linear would give. Vectors (one token alone)
+        and tensors of more than four dimensions are not quantized."""
+        if input.dim() not in _QUANTIZED_DIMENSIONS:
+            return self._deepwell_original.forward(self, input)  # type: ignore[attr-defined]
         weight: Tensor = self.weight  # type: ignore[attr-defined]
-        device = input.device.type
-        out_dtype = input.dtype
-        if device != "meta" and torch.is_autocast_enabled(device):
-            out_dtype = torch.get_autocast_dtype(device)
-        elif input.dtype != weight.dtype:
-            raise InvalidArgumentError(
-                f"linear layer with a weight of {weight.dtype} got an input of {input.dtype}; cast one of them, or use "
-                "torch.autocast"
-            )
-        if device == "cuda":
-            if self._deepwell_recipe != HOPPER_RECIPE:  # type: ignore[attr-defined]
-                raise UnsupportedError(
-                    f"a layer converted for the CPU got an input on {input.device}; call deepwell.restore(model), move "
-                    "the model, and deepwell.optimize it there"
-                )
+        out_dtype = _out_dtype(input, weight)
+        if input.is_cuda:
+            _check_hopper_recipe(self._deepwell_recipe, input)  # type: ignore[attr-defined]
             if not torch.compiler.is_compiling() and not ops.transforms_active():
                 return cuda_linear.linear(input, weight, self.bias, out_dtype)  # type: ignore[attr-defined]
-        elif device not in ("cpu", "meta"):
-            raise UnsupportedError(
-                f"a converted layer got an input on {input.device}; expected the CPU or a Hopper GPU"
-            )
-        save_x = torch.is_grad_enabled() and weight.requires_grad
-        return ops.mx_linear(input, weight, self.bias, self._deepwell_recipe, out_dtype, save_x)  # type: ignore[attr-defined]
+        return _multiply(self, input, weight, out_dtype)
 
     def extra_repr(self) -> str:
-        recipe = Recipe.parse(self.__dict__[RECIPE])
-        return (
-            f"{super().extra_repr()}, mxfp8 {recipe.element}, blocks {recipe.activation_block}, "  # type: ignore[misc]
-            f"weight {recipe.weight_block}"
+        return _described(self, super().extra_repr())  # type: ignore[misc]
+
+
+class MXOwnLinear(MXLinear):
+    """forward of a converted module that computes what nn.Linear does in a forward of its own, whose parameter may have
+    any name."""
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        (x,) = inputs or named.values()
+        return super().forward(x)
+
+
+class MXTransposedLinear(Converted):
+    """forward of a converted module that computes x · weight + bias, its weight [in_features, out_features] (the Conv1D
+    of GPT-2). On the CPU only: what is cached of a weight on a GPU is of the parameter as it lies."""
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        (x,) = inputs or named.values()
+        if x.dim() not in _QUANTIZED_DIMENSIONS:
+            return self._deepwell_original.forward(self, x)  # type: ignore[attr-defined]
+        weight: Tensor = self.weight  # type: ignore[attr-defined]
+        if x.is_cuda:
+            _check_hopper_recipe("", x)
+        return _multiply(self, x, weight.t(), _out_dtype(x, weight))
+
+    def extra_repr(self) -> str:
+        return _described(self, super().extra_repr())  # type: ignore[misc]
+
+
+_QUANTIZED_DIMENSIONS = (0, 2, 3, 4)  # of the input; 0 is an error, which the operator words
+
+
+def _out_dtype(input: Tensor, weight: Tensor) -> torch.dtype:
+    device = input.device.type
+    if device not in ("cpu", "meta", "cuda"):
+        raise UnsupportedError(f"a converted layer got an input on {input.device}; expected the CPU or a Hopper GPU")
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    if input.dtype != weight.dtype:
+        raise InvalidArgumentError(
+            f"linear layer with a weight of {weight.dtype} got an input of {input.dtype}; cast one of them, or use "
+            "torch.autocast"
         )
+    return input.dtype
+
+
+def _check_hopper_recipe(recipe: str, input: Tensor) -> None:
+    if recipe != HOPPER_RECIPE:
+        raise UnsupportedError(
+            f"a layer converted for the CPU got an input on {input.device}; call deepwell.restore(model), move "
+            "the model, and deepwell.optimize it there"
+        )
+
+
+def _multiply(module: Any, input: Tensor, weight: Tensor, out_dtype: torch.dtype) -> Tensor:
+    save_x = torch.is_grad_enabled() and weight.requires_grad
+    return ops.mx_linear(input, weight, module.bias, module._deepwell_recipe, out_dtype, save_x)
+
+
+def _described(module: nn.Module, own: str) -> str:
+    recipe = Recipe.parse(module.__dict__[RECIPE])
+    how = f"mxfp8 {recipe.element}, blocks {recipe.activation_block}, weight {recipe.weight_block}"
+    return f"{own}, {how}" if own else how
 
 
 class KernelModule(Converted):
@@ -96,13 +140,17 @@ def register_behaviour(behaviour: type[Converted], *attributes: str) -> None:
 
 
 register_behaviour(MXLinear, RECIPE)
+register_behaviour(MXOwnLinear, RECIPE)
+register_behaviour(MXTransposedLinear, RECIPE)
 register_behaviour(KernelModule, KERNEL)
 
 
-def convert_linear(module: nn.Module, recipe: Recipe) -> None:
-    """Makes `module`, an nn.Linear, run through deepwell::mx_linear."""
+def convert_linear(module: nn.Module, recipe: Recipe, transposed: bool = False) -> None:
+    """Makes `module`, which computes a linear layer, run through deepwell::mx_linear. transposed: its weight is
+    [in_features, out_features]."""
     module.__dict__[RECIPE] = str(recipe)
-    swap(module, MXLinear)
+    plain = type(module).forward is nn.Linear.forward
+    swap(module, MXTransposedLinear if transposed else MXLinear if plain else MXOwnLinear)
 
 
 def convert_to_kernel(module: nn.Module, kernel: registry.RegisteredKernel) -> None:
@@ -137,7 +185,7 @@ def converted_class(behaviour: str, original: type) -> type:
     known = _classes[behaviour].get(original)
     if known is None:
         base = _BEHAVIOURS[behaviour]
-        prefix = "MX" if base is MXLinear else "Deepwell"
+        prefix = "MX" if base.__name__.startswith("MX") else "Deepwell"
         known = type(
             f"{prefix}{original.__name__}",
             (base, original),

@@ -312,7 +312,7 @@ def product(xq: Form, wq: Form, bias: Tensor | None, like: Tensor, out_dtype: to
     gemm(xq, wq, SCALING_128X128, y, bias if inside else None)
     if bias is not None and not inside:
         y += bias.detach()
-    return y if whole else y[:rows].view(shape)
+    return y if whole else y.resize_(shape)  # a view could not be added to in place
 
 
 def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype) -> Tensor:

@@ -94,7 +94,7 @@ def _counts(kinds: Counter[str]) -> str:
 def _cells(d: Decision) -> tuple[str, ...]:
     size = f"{d.in_features} -> {d.out_features}" if d.in_features else ""
     blocks = f"{d.block}, {d.weight_block}" if d.block else ""
-    share = f"{100 * d.flops_share:.1f}%" if d.in_features else ""
+    share = f"{100 * d.flops_share:.1f}%" if d.flops_share else ""
     return (d.name or "(the model)", d.kind, size, d.action, d.precision, blocks, share, d.reason)
 
 

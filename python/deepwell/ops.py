@@ -147,7 +147,8 @@ def _linear_cpu(
     y = _product(xq, _decode(weight_q, recipe, recipe.weight_block).t())
     if bias is not None:
         y += bias.detach()
-    y = y.to(out_dtype).view(*x.shape[:-1], weight.shape[0])
+    # Given its shape in place, as callers could not add in place to an operator's result that is a view.
+    y = y.to(out_dtype).resize_(*x.shape[:-1], weight.shape[0])
     x_t, x_t_scale = quantized[1] if save_x else (_nothing(x), _nothing(x))
     return y, x_t, x_t_scale
 
@@ -172,7 +173,7 @@ def _linear_backward_cpu(
         weight_q = _quantize(_rows(weight), recipe, recipe.weight_block, square, not square)[0]
         decoded = _decode(weight_q, recipe, recipe.weight_block)
         dx = _product(_decode(quantized[0], recipe, block), decoded if square else decoded.t())
-        dx = dx.to(x_dtype).view(*dy.shape[:-1], weight.shape[1])
+        dx = dx.to(x_dtype).resize_(*dy.shape[:-1], weight.shape[1])
     if need_dw:
         dyq_t = _decode(quantized[-1], recipe, block)
         dw = _product(dyq_t, _decode((x_t, x_t_scale), recipe, block).t()).to(weight.dtype)

@@ -22,15 +22,23 @@ HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of who
 HOPPER_SMALLEST_WIDE = 4096
 HOPPER_SMALLEST_WEIGHT = 6144 * 2048
 CONVERT, KEEP, FUSE = "convert", "keep", "fuse"
+_KEPT_ROLES = {"output_head": "output head", "router": "router", "adapter": "low-rank adapter"}
 
 
 @dataclass(frozen=True)
 class LayerFacts:
     """What the plan needs to know of one layer.
 
-    kind: the module type's public name, such as "nn.Linear". role: "linear", "output_head" or "router".
-    in_features and out_features are 0 for kinds that have none. obstacle: why its form cannot be converted, or "".
-    role_reason: what showed its role. kernel: name of the registered implementation that will run it.
+    kind: the module type's public name, such as "nn.Linear". role: "linear", "output_head", "router", "adapter" (one of
+    a pair of low rank beside a layer) or "experts" (weights of many layers in one tensor). in_features and out_features
+    are 0 for kinds that have none. obstacle: why its form cannot be converted, or "". role_reason: what showed its
+    role. kernel: name of the registered implementation that will run it. transposed: its weight is [in_features,
+    out_features].
+
+    matrices: how many of [out_features, in_features] it holds. tokens_share: the part of a step's tokens that each of
+    them sees. runs: how often it runs in a pass. frozen: its weight takes no gradient. shares_input: the first of the
+    layers that read the very same tensor, "" if that is itself. input_from: the module whose result it reads as it is,
+    "" if not known. note: what else a reader of the plan should know.
     """
 
     name: str
@@ -45,17 +53,46 @@ class LayerFacts:
     role_reason: str = ""
     obstacle: str = ""
     kernel: str = "deepwell"
+    transposed: bool = False
+    matrices: int = 1
+    tokens_share: float = 1.0
+    runs: float = 1.0
+    frozen: bool = False
+    shares_input: str = ""
+    input_from: str = ""
+    note: str = ""
+
+    @property
+    def work(self) -> float:
+        """Multiplications of one pass, for each of its tokens."""
+        return self.in_features * self.out_features * self.matrices * self.tokens_share * self.runs
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A part that is no linear layer but takes time around them. kind: "embedding", "norm", "gated_mlp" (the activation
+    between gate, up and down) or "attention". width: of an embedding's or norm's rows, of the gated MLP's inner
+    tensors, of all queries together. rows: of an embedding."""
+
+    name: str
+    kind: str
+    class_name: str
+    width: int
+    parameters: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as the plan sees it: its candidate layers, the names of all its modules, its size."""
+    """A model as the plan sees it: its candidate layers, the names of all its modules, its size, and what else there is
+    of known kinds."""
 
     class_name: str
     layers: tuple[LayerFacts, ...]
     module_names: tuple[str, ...]
     parameters: int
     device: str
+    parts: tuple[PartFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +116,8 @@ class Recipe:
 class Decision:
     """What happens to one layer. action: "convert" (FP8 operands), "fuse" (its own precision, in one kernel with the
     quantization around it) or "keep"; reason: why, in words. Unless converted, precision is its own dtype and block is
-    "". flops_share: its part of the multiplications of all linear layers for one token."""
+    "". flops_share: its part of the multiplications of all these layers for one token. transposed: its weight is
+    [in_features, out_features]."""
 
     name: str
     kind: str
@@ -93,6 +131,7 @@ class Decision:
     out_features: int
     parameters: int
     flops_share: float
+    transposed: bool = False
 
     @property
     def converted(self) -> bool:
@@ -211,7 +250,7 @@ def make_plan(model: ModelFacts, options: Options) -> Plan:
     other, and when nothing is left to convert."""
     _check_patterns(model, options)
     recipe = choose_recipe(options)
-    total = sum(layer.in_features * layer.out_features for layer in model.layers)
+    total = sum(layer.work for layer in model.layers)
     decisions = tuple(_decide(layer, options, recipe, total) for layer in model.layers)
     plan = Plan(model.class_name, options, recipe, decisions, model.parameters, _notes(options))
     if not plan.converted:
@@ -227,17 +266,17 @@ def matches(name: str, pattern: str) -> bool:
     )
 
 
-def _decide(layer: LayerFacts, options: Options, recipe: Recipe, total: int) -> Decision:
+def _decide(layer: LayerFacts, options: Options, recipe: Recipe, total: float) -> Decision:
     wish = next((decision for pattern, decision in options.forced if matches(layer.name, pattern)), None)
     reason = _reason_to_keep(layer, options, wish)
-    share = layer.in_features * layer.out_features / total if total else 0.0
+    share = layer.work / total if total else 0.0
     if reason:
         action, precision, block, weight_block, kernel = KEEP, layer.dtype, "", "", ""
     else:
         action, precision, kernel = CONVERT, options.precision, layer.kernel
         own = kernel == "deepwell"
         block, weight_block = (recipe.activation_block, recipe.weight_block) if own else ("", "")
-        reason = _reason_to_convert(layer, options, wish)
+        reason = _reason_to_convert(layer, options, wish) + (f"; {layer.note}" if layer.note else "")
     return Decision(
         layer.name,
         layer.kind,
@@ -251,6 +290,7 @@ def _decide(layer: LayerFacts, options: Options, recipe: Recipe, total: int) -> 
         layer.out_features,
         layer.parameters,
         share,
+        layer.transposed,
     )
 
 
@@ -265,10 +305,8 @@ def _reason_to_keep(layer: LayerFacts, options: Options, wish: str | None) -> st
         return "not named in only"
     if layer.dtype not in FLOAT_DTYPES:
         return f"its weight is {layer.dtype}; float32, float16 and bfloat16 are converted"
-    if wish is None and layer.role == "output_head":
-        return f"output head ({layer.role_reason}): stays in high precision"
-    if wish is None and layer.role == "router":
-        return f"router ({layer.role_reason}): stays in high precision"
+    if wish is None and layer.role in _KEPT_ROLES:
+        return f"{_KEPT_ROLES[layer.role]} ({layer.role_reason}): stays in high precision"
     smallest = min(layer.in_features, layer.out_features)
     if layer.kernel == "deepwell" and smallest < SMALLEST_EXTENT:
         return f"too small: a dimension of {smallest} is less than one block of {SMALLEST_EXTENT}"
@@ -278,6 +316,8 @@ def _reason_to_keep(layer: LayerFacts, options: Options, wish: str | None) -> st
 
 
 def _reason_to_keep_on_hopper(layer: LayerFacts, wish: str | None) -> str:
+    if layer.transposed:
+        return "its weight is stored [in_features, out_features]; products on Hopper take the transpose"
     for what, extent in (("in_features", layer.in_features), ("out_features", layer.out_features)):
         if extent % HOPPER_MULTIPLE:
             return f"{what} {extent} is not a multiple of {HOPPER_MULTIPLE}, which FP8 products on Hopper need"

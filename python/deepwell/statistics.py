@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from torch import nn
 
@@ -82,7 +82,8 @@ def health(model: nn.Module) -> Health:
     for decision in plan.converted:
         if decision.block:
             name = f"{prefix}{decision.name}".strip(".")
-            layers.append(_measure(name, model.get_submodule(name), plan.recipe))
+            weight = model.get_submodule(name).weight
+            layers.append(_measure(name, weight.t() if decision.transposed else weight, plan.recipe))
     if not layers:
         raise InvalidArgumentError(
             f"no layer of this {type(model).__name__} is quantized by deepwell: registered kernels run all "
@@ -103,8 +104,8 @@ def _plan_prefix(model: nn.Module) -> str:
     return next((f"{name}." for name, module in model.named_modules() if name and api.carries_plan(module)), "")
 
 
-def _measure(name: str, module: nn.Module, recipe: Recipe) -> LayerHealth:
-    m = tensors.source_matrix(module.weight)  # type: ignore[arg-type]
+def _measure(name: str, weight: Any, recipe: Recipe) -> LayerHealth:
+    m = tensors.source_matrix(weight)
     stats = _core.measure(
         m.address, m.dtype, m.rows, m.cols, m.ld, recipe.element, recipe.weight_block, recipe.rounding
     )
