@@ -8,11 +8,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import common, gpu_linear, gpu_quantize, gpu_step
+from bench import common, gpu_gemm, gpu_grouped, gpu_linear, gpu_quantize, gpu_step
 
 BENCHMARKS = {
     "quantize": gpu_quantize.run_quantize,
     "fused": gpu_quantize.run_fused,
+    "gemm": gpu_gemm.run_gemm,
+    "gemm_wgrad": gpu_gemm.run_wgrad,
+    "grouped": gpu_grouped.run_grouped,
+    "grouped_wgrad": gpu_grouped.run_wgrad,
     "linear": gpu_linear.run,
     "step_dense": gpu_step.run,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -27,22 +28,29 @@ def new_result(benchmark: str) -> common.Result:
     return common.Result(benchmark, gpu, name, driver, torch.__version__)
 
 
-def interleaved(contenders: dict[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, float]:
-    """Median milliseconds of each contender on the device. All run once in every round; each is told the number of the
-    round, to choose its buffers by, so that nothing it reads is still in the L2 cache."""
+def interleaved(
+    contenders: dict[str, Callable[[int], Any]], rounds: int, warm: int = 3, launches: int = 1
+) -> dict[str, float]:
+    """Median milliseconds of each contender's call on the device. All run in every round, in an order drawn anew;
+    each is told a number that rises with every call, to choose its buffers by, so that nothing it reads is still in the
+    L2 cache. With `launches` a time is that of so many calls one after another, divided: what the host does for the
+    later ones is hidden, and the chip's clock is that of a loaded chip."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders.items())
     for turn in range(warm + rounds):
-        for name, call in contenders.items():
+        random.Random(turn).shuffle(order)
+        for name, call in order:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             # A kernel ahead of the first event keeps the device busy while the host gets ahead of it.
             torch.cuda._sleep(200_000)
             start.record()
-            call(turn)
+            for i in range(launches):
+                call(turn * launches + i)
             end.record()
             torch.cuda.synchronize()
             if turn >= warm:
-                times[name].append(start.elapsed_time(end))
+                times[name].append(start.elapsed_time(end) / launches)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
