@@ -45,7 +45,7 @@ def run_gemm(results: Path, rounds: int) -> Path:
             contenders["own"] = turns([product(a, b, out, cl.BACKEND_OWN) for (a, b), out in pairs])
         if library is not None:
             contenders["deepgemm"] = turns([_deep_gemm_nt(library, a, b, out) for (a, b), out in pairs])
-        times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
+        times = gpu_common.interleaved(contenders, rounds, launches=max(LAUNCHES, count))
         rates = {name: 2 * m * n * k / time / 1e9 for name, time in times.items()}
         case = f"{m} x {n} x {k}"
         own = rates.pop("own", None)
@@ -77,7 +77,7 @@ def run_wgrad(results: Path, rounds: int) -> Path:
             contenders[name] = turns([product(a[i], b[i], outs[i], backend) for i in range(count)])
         if library is not None:
             contenders["deepgemm"] = turns([_deep_gemm_wgrad(library, a[i], vector[i], outs[i]) for i in range(count)])
-        times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
+        times = gpu_common.interleaved(contenders, rounds, launches=max(LAUNCHES, count))
         rates = {name: 2 * m * n * k / time / 1e9 for name, time in times.items()}
         case, squared, vectored = f"{m} x {n} x {k}", rates.pop("square"), rates.pop("vector")
         result.row(case, "1x128 by 128x128", "TFLOP/s", squared, **rates)

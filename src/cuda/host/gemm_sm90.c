@@ -77,13 +77,23 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
     return row->tile_n * (row->multicast == SHARES_A ? 2 : 1);
 }
 
-/* Cycles one block takes for a tile, up to a factor that all rows share: the products at the share of the tensor core's
- * peak that the form was measured to reach (H100, 2026-11-22; bench/results/h100/gemm.json), and what writing a tile
- * and starting the next one cost. */
+/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-22, docs/measured-facts.md):
+ * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
+ * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
+ * memory. */
+#define PEAK 4096.0
+#define L2_BYTES 48.0
+#define MEMORY_BYTES 1700.0
+
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
-    double share = row->b_vector ? 0.60 : row->warpgroups == 3 ? 0.84 : row->tile_n == 256 ? 0.79 : 0.64;
-    double written = row->warpgroups == 3 ? 1500 : row->tile_n == 256 ? 1300 : 800;
-    return (double)row->tile_m * row->tile_n * k / 4096 / share + written;
+    bool wide = row->tile_n == 256, three = row->warpgroups == 3;
+    double share = row->b_vector ? 0.60 : three ? 0.816 : wide ? 0.79 : row->tile_n == 128 ? 0.64 : 0.45;
+    if (row->warpgroups == 1) share = 0.42; /* nobody multiplies while it adds up */
+    double written = three ? 1400 : wide ? 1300 : 800;
+    double a_rows = row->multicast == SHARES_A ? row->tile_m / 2.0 : row->tile_m;
+    double b_rows = row->multicast == SHARES_B ? row->tile_n / 2.0 : row->tile_n;
+    double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;
+    return (products > copies ? products : copies) + written;
 }
 
 static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors) {
@@ -96,7 +106,9 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
     double tiles = groups * (down < 1 ? 1 : down) * (double)ceil_div(s->n, span_n(row));
     int64_t slots = multiprocessors / cluster_of(row);
     double waves = (double)ceil_div((int64_t)(tiles + 0.999), slots > 0 ? slots : 1);
-    return waves * tile_cycles(row, k);
+    double cycles = waves * tile_cycles(row, k);
+    double memory = groups * (m * k + (double)s->n * k) / MEMORY_BYTES;
+    return cycles > memory ? cycles : memory + 1e-3 * cycles; /* where memory decides, the less work the better */
 }
 
 int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors) {

@@ -14,8 +14,8 @@
  * two neighbouring blocks share the larger operand and load half of it each.
  *
  * TILE_M, TILE_N   tile of D
- * CHUNK_N          columns multiplied at once: 64 or 128
- * MATH_WARPGROUPS  2 or 3; TILE_M is 64 times a multiple of it
+ * CHUNK_N          columns multiplied at once: 32, 64 or 128
+ * MATH_WARPGROUPS  1, 2 or 3; TILE_M is 64 times a multiple of it
  * STAGES           stages in shared memory
  * MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
  * SCALE_F32        scales are FP32, else E8M0 codes
@@ -47,8 +47,9 @@
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
-#define STORE_BYTES (64 * 128) /* 64 rows of 64 BF16 */
-#define STORES (OUT_F32 ? 0 : STORE_BUFFERS)
+#define STORE_BYTES (64 * 128)                     /* 64 rows of 64 BF16 */
+#define THROUGH_SHARED (!OUT_F32 && CHUNK_N >= 64) /* a narrower result is written from registers */
+#define STORES (THROUGH_SHARED ? STORE_BUFFERS : 0)
 #define STORE_AT (STAGES * STAGE_BYTES)
 #define A_SCALE_BYTES (TILE_M * SCALE_BYTES + 16)
 #define B_SCALE_BYTES (B_VECTOR ? TILE_N * SCALE_BYTES : 16)
@@ -196,8 +197,10 @@ DW_DEVICE void multiply(float *products, uint32_t a_low, uint32_t b_low) {
         uint64_t a = wgmma_descriptor_swizzle_128b(a_low + 2 * k), b = wgmma_descriptor_swizzle_128b(b_low + 2 * k);
 #if CHUNK_N == 128
         wgmma_m64n128k32_f32_e4m3_e4m3(products, a, b, k > 0);
-#else
+#elif CHUNK_N == 64
         wgmma_m64n64k32_f32_e4m3_e4m3(products, a, b, k > 0);
+#else
+        wgmma_m64n32k32_f32_e4m3_e4m3(products, a, b, k > 0);
 #endif
     }
     wgmma_commit_group();
@@ -283,24 +286,42 @@ DW_DEVICE void add_bias(const dw_gemm_sm90_params *p, float *sums, int column) {
     }
 }
 
+#if !OUT_F32
+DW_DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+    float low = __uint_as_float(a << 16) + __uint_as_float(b << 16);
+    float high = __uint_as_float(a & 0xFFFF0000) + __uint_as_float(b & 0xFFFF0000);
+    return cvt_rn_bf16x2_f32(high, low);
+}
+#endif
+
+#if !THROUGH_SHARED
+/* Two neighbouring elements of D, at `to`. */
+DW_DEVICE void write_pair(const dw_gemm_sm90_params *p, int64_t to, float2 v) {
 #if OUT_F32
+    float2 *at = (float2 *)((float *)p->out + to);
+    if (p->accumulate) {
+        float2 old = *at;
+        v.x += old.x;
+        v.y += old.y;
+    }
+    *at = v;
+#else
+    uint32_t *at = (uint32_t *)((uint16_t *)p->out + to);
+    uint32_t two = cvt_rn_bf16x2_f32(v.y, v.x);
+    *at = p->accumulate ? add_bf16x2(two, *at) : two;
+#endif
+}
+
 DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int r = row + 8 * half;
         if (r >= row_end) continue;
-        float *line = (float *)p->out + r * p->out_ld;
 #pragma unroll
         for (int j = 0; j < CHUNK_N / 8; j++) {
             int c = column + 8 * j;
-            if (c >= p->n) continue;
-            float2 v = make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
-            if (p->accumulate) {
-                float2 old = *(const float2 *)(line + c);
-                v.x += old.x;
-                v.y += old.y;
-            }
-            *(float2 *)(line + c) = v;
+            if (c < p->n)
+                write_pair(p, r * p->out_ld + c, make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]));
         }
     }
 }
@@ -315,12 +336,6 @@ DW_DEVICE void stage_store(const float *sums, uint32_t to, int thread) {
                     cvt_rn_bf16x2_f32(sums[4 * j + 3], sums[4 * j + 2]),
                     cvt_rn_bf16x2_f32(sums[4 * j + 5], sums[4 * j + 4]),
                     cvt_rn_bf16x2_f32(sums[4 * j + 7], sums[4 * j + 6]));
-}
-
-DW_DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
-    float low = __uint_as_float(a << 16) + __uint_as_float(b << 16);
-    float high = __uint_as_float(a & 0xFFFF0000) + __uint_as_float(b & 0xFFFF0000);
-    return cvt_rn_bf16x2_f32(high, low);
 }
 
 /* From there to D, row by row: for rows the copy engine must not touch, those of the next group, and to add. */
@@ -363,7 +378,7 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
         add_bias(p, sums[0], work->column + 2 * (lane % 4));
         if (SUBS > 1) add_bias(p, sums[SUBS - 1], work->column + CHUNK_N * (SUB_N - 1) + 2 * (lane % 4));
     }
-#if OUT_F32
+#if !THROUGH_SHARED
     const int row_in_sub = 16 * (thread / 32) + lane / 4;
     write_chunk(p, sums[0], row + row_in_sub, work->row_end, work->column + 2 * (lane % 4));
     if (SUBS > 1)
@@ -428,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     if (warpgroup == MATH_WARPGROUPS) {
 #if MATH_WARPGROUPS == 3
         setmaxnreg_dec(32);
-#else
+#elif MATH_WARPGROUPS == 2
         setmaxnreg_dec(40);
 #endif
         const int thread = threadIdx.x % WARPGROUP;
@@ -441,7 +456,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     } else {
 #if MATH_WARPGROUPS == 3
         setmaxnreg_inc(160);
-#else
+#elif MATH_WARPGROUPS == 2
         setmaxnreg_inc(232);
 #endif
         FOR_EACH_TILE {
@@ -454,7 +469,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             multiply_tile(sums, shared, &work, warpgroup, &place);
             write_tile(&p, sums, shared, warpgroup, &work);
         }
-#if !OUT_F32
+#if THROUGH_SHARED
         if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
 #endif
     }

@@ -45,6 +45,20 @@ DW_DEVICE void wgmma_wait_group_1(void) {
     "+f"((d)[(i)]), "+f"((d)[(i) + 1]), "+f"((d)[(i) + 2]), "+f"((d)[(i) + 3]), "+f"((d)[(i) + 4]),                    \
         "+f"((d)[(i) + 5]), "+f"((d)[(i) + 6]), "+f"((d)[(i) + 7])
 
+/* D[64, 32] (+)= A[64, 32] B[32, 32]^T, E4M3 operands in shared memory; d: this thread's 16 of D's elements. */
+DW_DEVICE void wgmma_m64n32k32_f32_e4m3_e4m3(float *d, uint64_t a, uint64_t b, uint32_t add) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, "
+                 "%8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "%16, %17, p, 1, 1;\n"
+                 "}"
+                 : DW_REGS8(d, 0), DW_REGS8(d, 8)
+                 : "l"(a), "l"(b), "r"(add));
+}
+
 /* D[64, 64] (+)= A[64, 32] B[64, 32]^T, E4M3 operands in shared memory; d: this thread's 32 of D's elements. */
 DW_DEVICE void wgmma_m64n64k32_f32_e4m3_e4m3(float *d, uint64_t a, uint64_t b, uint32_t add) {
     asm volatile("{\n"

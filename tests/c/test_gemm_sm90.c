@@ -1,0 +1,130 @@
+/* The choice of the Hopper matrix kernels: pure functions, so no device and no driver are needed. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cuda/host/gemm_sm90.h"
+#include "cuda/host/images.h"
+#include "deepwell/deepwell.h"
+
+#define H100_MULTIPROCESSORS 132
+#define MOST_SHARED_BYTES 232448
+
+static void rows_fit_the_multiprocessor(void **state) {
+    (void)state;
+    assert_true(dw_gemm_sm90_count() > 0);
+    for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
+        const dw_gemm_sm90_row *row = dw_gemm_sm90_get(i);
+        assert_true(dw_gemm_sm90_shared_bytes(row) <= MOST_SHARED_BYTES);
+        assert_int_equal(row->tile_m % (64 * row->warpgroups), 0);
+        assert_true(row->tile_m <= 256 && row->tile_n <= 256); /* a copy's box */
+        assert_true(row->stages >= 2);
+        for (size_t j = 0; j < i; j++)
+            assert_string_not_equal(row->name, dw_gemm_sm90_get(j)->name);
+    }
+    assert_null(dw_gemm_sm90_get(dw_gemm_sm90_count()));
+}
+
+static void every_row_has_its_device_code(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
+        char image[160];
+        snprintf(image, sizeof image, "sm90/%s", dw_gemm_sm90_get(i)->name);
+        if (!dw_cuda_image_find(image)) fail_msg("%s is not in the library", image);
+    }
+}
+
+/* Every combination of formats that dw_gemm and dw_grouped_gemm accept has a kernel, and one of those formats. */
+static void every_form_has_a_kernel(void **state) {
+    (void)state;
+    for (int grouping = 0; grouping <= 2; grouping++)
+        for (int bits = 0; bits < 8; bits++) {
+            dw_gemm_sm90_shape shape = {.m = 512,
+                                        .n = 512,
+                                        .k = 512,
+                                        .groups = grouping ? 4 : 1,
+                                        .grouping = (dw_gemm_grouping)grouping,
+                                        .scale_f32 = bits & 1,
+                                        .b_vector = bits & 2,
+                                        .out_f32 = bits & 4};
+            int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS);
+            bool offered = grouping != DW_GEMM_GROUPED_M || !(shape.b_vector || shape.out_f32);
+            assert_int_equal(chosen >= 0, offered);
+            if (!offered) continue;
+            const dw_gemm_sm90_row *row = dw_gemm_sm90_get((size_t)chosen);
+            assert_int_equal(row->grouping, shape.grouping);
+            assert_int_equal(row->scale_f32, shape.scale_f32);
+            assert_int_equal(row->b_vector, shape.b_vector);
+            assert_int_equal(row->out_f32, shape.out_f32);
+        }
+}
+
+static const dw_gemm_sm90_row *chosen_for(int64_t m, int64_t n, int64_t k) {
+    dw_gemm_sm90_shape shape = {.m = m, .n = n, .k = k, .groups = 1, .scale_f32 = true};
+    int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS);
+    assert_true(chosen >= 0);
+    return dw_gemm_sm90_get((size_t)chosen);
+}
+
+/* What was measured to win (docs/measured-facts.md) is what is chosen. */
+static void tiles_follow_the_shape(void **state) {
+    (void)state;
+    assert_int_equal(chosen_for(8192, 14336, 4096)->tile_m, 192);
+    assert_int_equal(chosen_for(8192, 8192, 8192)->tile_m, 192);
+    assert_int_equal(chosen_for(8192, 4096, 4096)->tile_n, 256);
+    assert_int_equal(chosen_for(4096, 7168, 2048)->tile_n, 256);
+    assert_int_equal(chosen_for(16, 4096, 4096)->tile_m, 64);
+    assert_int_equal(chosen_for(16, 4096, 4096)->tile_n, 32);
+    assert_int_equal(chosen_for(16, 14336, 4096)->tile_n, 128);
+    assert_int_equal(chosen_for(256, 4096, 4096)->tile_n, 64);
+    assert_int_equal(chosen_for(512, 4096, 4096)->tile_n, 128);
+}
+
+static dw_gemm_args arguments(dw_dtype scale, dw_gemm_scaling b, dw_scale_layout layout, dw_dtype d) {
+    return (dw_gemm_args){
+        .a = {.data = {.dtype = DW_E4M3}, .scaling = DW_GEMM_1X128, .scale = {.dtype = scale}, .layout = layout},
+        .b = {.data = {.dtype = DW_E4M3}, .scaling = b, .scale = {.dtype = scale}, .layout = layout},
+        .d = {.dtype = d}};
+}
+
+static void refusals_say_why(void **state) {
+    (void)state;
+    const dw_gemm_problem whole = {.m = 512, .n = 512, .k = 512}, odd = {.m = 6, .n = 512, .k = 512};
+    dw_gemm_args args = arguments(DW_F32, DW_GEMM_128X128, DW_SCALE_ROW, DW_BF16);
+    assert_string_equal(dw_gemm_sm90_refusal(&args, &whole), "");
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &odd), "multiples of 4"));
+    args = arguments(DW_E8M0, DW_GEMM_1X128, DW_SCALE_MN_MAJOR, DW_F32);
+    assert_string_equal(dw_gemm_sm90_refusal(&args, &odd), "");
+    args = arguments(DW_E8M0, DW_GEMM_1X128, DW_SCALE_ROW, DW_F32);
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "mn_major"));
+    args = arguments(DW_F32, DW_GEMM_128X128, DW_SCALE_ROW, DW_F16);
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "bf16"));
+    args = arguments(DW_F32, DW_GEMM_TENSOR, DW_SCALE_ROW, DW_BF16);
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "scaling"));
+    args = arguments(DW_F32, DW_GEMM_128X128, DW_SCALE_ROW, DW_BF16);
+    args.a.data.dtype = DW_E5M2;
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "e4m3"));
+    args = arguments(DW_F32, DW_GEMM_128X128, DW_SCALE_ROW, DW_BF16);
+    args.a.scale.data = (void *)(uintptr_t)8;
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "16 bytes"));
+    args = arguments(DW_F32, DW_GEMM_128X128, DW_SCALE_ROW, DW_BF16);
+    args.b.scale.dtype = DW_E8M0;
+    assert_non_null(strstr(dw_gemm_sm90_refusal(&args, &whole), "e8m0"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rows_fit_the_multiprocessor),
+        cmocka_unit_test(every_row_has_its_device_code),
+        cmocka_unit_test(every_form_has_a_kernel),
+        cmocka_unit_test(tiles_follow_the_shape),
+        cmocka_unit_test(refusals_say_why),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
