@@ -21,7 +21,8 @@ static void rows_fit_the_multiprocessor(void **state) {
     for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
         const dw_gemm_sm90_row *row = dw_gemm_sm90_get(i);
         assert_true(dw_gemm_sm90_shared_bytes(row) <= MOST_SHARED_BYTES);
-        assert_int_equal(row->tile_m % (64 * row->warpgroups), 0);
+        assert_int_equal(row->warpgroups % row->k_split, 0);
+        assert_int_equal(row->tile_m % (64 * row->warpgroups / row->k_split), 0);
         assert_true(row->tile_m <= 256 && row->tile_n <= 256); /* a copy's box */
         assert_true(row->stages >= 2);
         for (size_t j = 0; j < i; j++)
@@ -82,7 +83,8 @@ static void tiles_follow_the_shape(void **state) {
     assert_int_equal(chosen_for(16, 4096, 4096)->tile_m, 64);
     assert_int_equal(chosen_for(16, 4096, 4096)->tile_n, 32);
     assert_int_equal(chosen_for(16, 14336, 4096)->tile_n, 128);
-    assert_int_equal(chosen_for(256, 4096, 4096)->tile_n, 64);
+    assert_int_equal(chosen_for(256, 4096, 4096)->tile_m * chosen_for(256, 4096, 4096)->tile_n,
+                     64 * 128); /* one wave */
     assert_int_equal(chosen_for(512, 4096, 4096)->tile_n, 128);
 }
 

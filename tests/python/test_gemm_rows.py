@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src/cuda/device/sm90"
 COLUMNS = (
-    *("TILE_M", "TILE_N", "MATH_WARPGROUPS", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR", "OUT_F32"),
+    *("TILE_M", "TILE_N", "MATH_WARPGROUPS", "K_SPLIT", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR", "OUT_F32"),
     *("STORE_BUFFERS", "GROUPED"),
 )
 

@@ -81,7 +81,7 @@ static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args
     }
     if (*refusal && args->backend == DW_GEMM_OWN)
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: the library's own kernels cannot run this: %s", refusal);
-    *own = !*refusal && (args->backend == DW_GEMM_OWN || dw_gemm_sm90_preferred(problem));
+    *own = !*refusal;
     return DW_OK;
 }
 

@@ -17,19 +17,20 @@ enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
 #define MULTICAST_A SHARES_A
 #define MULTICAST_B SHARES_B
 
-#define GEMM_SM90(name_, tile_m_, tile_n_, warpgroups_, stages_, multicast_, scale_f32_, b_vector_, out_f32_,          \
-                  store_buffers_, grouped_)                                                                            \
-    {#name_,                                                                                                           \
-     tile_m_,                                                                                                          \
-     tile_n_,                                                                                                          \
-     warpgroups_,                                                                                                      \
-     stages_,                                                                                                          \
-     MULTICAST_##multicast_,                                                                                           \
-     scale_f32_,                                                                                                       \
-     b_vector_,                                                                                                        \
-     out_f32_,                                                                                                         \
-     store_buffers_,                                                                                                   \
-     DW_GEMM_GROUPED_##grouped_},
+#define GEMM_SM90(name_, tile_m_, tile_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_, b_vector_,          \
+                  out_f32_, store_buffers_, grouped_)                                                                  \
+    {.name = #name_,                                                                                                   \
+     .tile_m = tile_m_,                                                                                                \
+     .tile_n = tile_n_,                                                                                                \
+     .warpgroups = warpgroups_,                                                                                        \
+     .k_split = k_split_,                                                                                              \
+     .stages = stages_,                                                                                                \
+     .multicast = MULTICAST_##multicast_,                                                                              \
+     .scale_f32 = scale_f32_,                                                                                          \
+     .b_vector = b_vector_,                                                                                            \
+     .out_f32 = out_f32_,                                                                                              \
+     .store_buffers = store_buffers_,                                                                                  \
+     .grouping = DW_GEMM_GROUPED_##grouped_},
 static const dw_gemm_sm90_row rows[] = {
 #include "cuda/host/gemm_sm90.inc"
 };
@@ -60,8 +61,9 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int scale = row->scale_f32 ? 4 : 1;
     int stage = (row->tile_m + row->tile_n) * BLOCK;
     int scales = row->tile_m * scale + 16 + (row->b_vector ? row->tile_n * scale : 16);
-    int stores = row->out_f32 ? 0 : row->warpgroups * row->store_buffers * STORE_BYTES;
-    return (uint32_t)(row->stages * (stage + scales + BARRIER_BYTES) + stores);
+    int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
+    int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
+    return (uint32_t)(row->stages * (stage + scales + BARRIER_BYTES) + stores + sums);
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
@@ -87,8 +89,7 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     bool wide = row->tile_n == 256, three = row->warpgroups == 3;
-    double share = row->b_vector ? 0.60 : three ? 0.816 : wide ? 0.79 : row->tile_n == 128 ? 0.64 : 0.45;
-    if (row->warpgroups == 1) share = 0.42; /* nobody multiplies while it adds up */
+    double share = row->b_vector ? 0.60 : three ? 0.816 : wide ? 0.79 : row->k_split == 1 ? 0.64 : 0.5;
     double written = three ? 1400 : wide ? 1300 : 800;
     double a_rows = row->multicast == SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == SHARES_B ? row->tile_n / 2.0 : row->tile_n;
@@ -145,13 +146,6 @@ const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem
     }
     if (p->m > INT32_MAX || p->n > INT32_MAX || p->k > INT32_MAX) return "an extent is beyond 2^31 - 1";
     return "";
-}
-
-/* Below this many rows the product is a matter of reading B, and cuBLASLt's kernels of smaller tiles win. */
-#define FEWEST_ROWS 128
-
-bool dw_gemm_sm90_preferred(const dw_gemm_problem *p) {
-    return p->m >= FEWEST_ROWS;
 }
 
 /* Devices' facts, once asked: capability << 16 | multiprocessors; 0: not yet. */
@@ -243,7 +237,8 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
     if (s->grouping != DW_GEMM_GROUPED_NONE) tiles = slots; /* the device knows the groups' sizes */
     dw_cuda_launch_config config = {.grid = {(uint32_t)((tiles < slots ? tiles : slots) * cluster), 1, 1},
                                     .block = {(uint32_t)(WARPGROUP_THREADS * (row->warpgroups + 1)), 1, 1},
-                                    .shared_bytes = dw_gemm_sm90_shared_bytes(row)};
+                                    .shared_bytes = dw_gemm_sm90_shared_bytes(row),
+                                    .programmatic = true};
     if (cluster > 1)
         for (int i = 0; i < 3; i++)
             config.cluster[i] = i == 0 ? (uint32_t)cluster : 1;

@@ -25,7 +25,7 @@ typedef struct dw_gemm_sm90_shape {
 /* Parameters of a kernel: those of src/cuda/device/sm90/<name>.cu. */
 typedef struct dw_gemm_sm90_row {
     const char *name;
-    int tile_m, tile_n, warpgroups, stages, multicast;
+    int tile_m, tile_n, warpgroups, k_split, stages, multicast;
     bool scale_f32, b_vector, out_f32;
     int store_buffers;
     dw_gemm_grouping grouping;
@@ -43,9 +43,6 @@ int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors);
 
 /* Why these kernels cannot take the product, in words, or "" when they can. Pure; `problem` is that of `args`. */
 const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *problem);
-
-/* Whether they are predicted to be faster than cuBLASLt for a product they can take. Pure. */
-bool dw_gemm_sm90_preferred(const dw_gemm_problem *problem);
 
 /* Facts of the scope's device that the choice needs, asked once. */
 dw_status dw_gemm_sm90_device(const dw_cuda_scope *scope, int *capability, int *multiprocessors);

@@ -15,9 +15,10 @@
  *
  * TILE_M, TILE_N   tile of D
  * CHUNK_N          columns multiplied at once: 32, 64 or 128
- * MATH_WARPGROUPS  1, 2 or 3; TILE_M is 64 times a multiple of it
- * STAGES           stages in shared memory
- * MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
+ * MATH_WARPGROUPS  1 to 4 that multiply; TILE_M is 64 times a multiple of MATH_WARPGROUPS / K_SPLIT
+ * K_SPLIT          1, or how many warpgroups share the reduction of the same rows, a stage each in turn: where a
+ * product has few rows it is not work that takes time but the way from one stage's sums to the next STAGES stages in
+ * shared memory MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
  * SCALE_F32        scales are FP32, else E8M0 codes
  * B_VECTOR         B has 1x128 blocks, else 128x128
  * OUT_F32          D is FP32, else BF16
@@ -34,7 +35,8 @@
 #define BLOCK_K 128
 #define WARPGROUP 128
 #define THREADS (WARPGROUP * (MATH_WARPGROUPS + 1))
-#define SUB_M (TILE_M / (64 * MATH_WARPGROUPS))
+#define ROW_WARPGROUPS (MATH_WARPGROUPS / K_SPLIT)
+#define SUB_M (TILE_M / (64 * ROW_WARPGROUPS))
 #define SUB_N (TILE_N / CHUNK_N)
 #define SUBS (SUB_M * SUB_N)
 #define CHUNK_REGISTERS (CHUNK_N / 2)
@@ -54,7 +56,9 @@
 #define A_SCALE_BYTES (TILE_M * SCALE_BYTES + 16)
 #define B_SCALE_BYTES (B_VECTOR ? TILE_N * SCALE_BYTES : 16)
 #define STAGE_SCALE_BYTES (A_SCALE_BYTES + B_SCALE_BYTES)
-#define SCALE_AT (STORE_AT + MATH_WARPGROUPS * STORES * STORE_BYTES)
+#define REDUCE_AT (STORE_AT + ROW_WARPGROUPS * STORES * STORE_BYTES)
+#define REDUCE_BYTES ((K_SPLIT - 1) * TILE_M * TILE_N * 4)
+#define SCALE_AT (REDUCE_AT + REDUCE_BYTES)
 #define BARRIER_AT (SCALE_AT + STAGES * STAGE_SCALE_BYTES)
 #define SHARED_BYTES (BARRIER_AT + STAGES * 16)
 
@@ -86,6 +90,11 @@ DW_DEVICE void ring_advance(ring_place *place) {
         place->stage = 0;
         place->phase ^= 1;
     }
+}
+
+DW_DEVICE void ring_skip(ring_place *place, int stages) {
+    for (int i = 0; i < stages; i++)
+        ring_advance(place);
 }
 
 /* ---- the copying warps ---- */
@@ -223,10 +232,10 @@ DW_DEVICE void promote(float *sums, const float *products, const float *a, float
     }
 }
 
-/* All stages of one tile: this warpgroup's rows of it into `sums`. */
+/* All stages of one tile, or with K_SPLIT this warpgroup's share of them: its rows of it into `sums`. */
 DW_DEVICE void multiply_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, const tile_work *work, int warpgroup,
                              ring_place *place) {
-    const int half_m = warpgroup * (64 * SUB_M);
+    const int half_m = warpgroup % ROW_WARPGROUPS * (64 * SUB_M), turn = warpgroup / ROW_WARPGROUPS;
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const uint32_t a_low = wgmma_descriptor_low(shared_address(shared) + half_m * BLOCK_K);
@@ -235,7 +244,8 @@ DW_DEVICE void multiply_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, co
     const int b_scale_at = 2 * (lane % 4) * SCALE_BYTES;
     float products[CHUNK_REGISTERS];
     bool ready = false;
-    for (int kb = 0; kb < work->k_blocks; kb++) {
+    if (K_SPLIT > 1) ring_skip(place, min(turn, work->k_blocks));
+    for (int kb = turn; kb < work->k_blocks; kb += K_SPLIT) {
         if (!ready) mbarrier_wait_parity(full + place->stage, place->phase);
         const char *scales = shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES;
         stage_scales s;
@@ -261,13 +271,43 @@ DW_DEVICE void multiply_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, co
                 __syncwarp();
                 if (CLUSTER > 1 && lane < CLUSTER) mbarrier_arrive_cluster(shared_address(empty + place->stage), lane);
                 if (CLUSTER == 1 && lane == 0) mbarrier_arrive(shared_address(empty + place->stage));
-                ring_advance(place); /* the answer comes while the sums are added */
-                ready = kb + 1 < work->k_blocks && mbarrier_try_wait_parity(full + place->stage, place->phase);
+                ring_skip(place, min(K_SPLIT, work->k_blocks - kb));
+                /* the answer comes while the sums are added */
+                ready = kb + K_SPLIT < work->k_blocks && mbarrier_try_wait_parity(full + place->stage, place->phase);
             }
             if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
         }
     }
 }
+
+#if K_SPLIT > 1
+/* The sums of all warpgroups that share rows into those of the first of them. Barrier 8 is all of them's. */
+DW_DEVICE void reduce_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup) {
+    float *parts = (float *)(shared + REDUCE_AT);
+    const int thread = threadIdx.x % WARPGROUP, turn = warpgroup / ROW_WARPGROUPS;
+    const int slot = SUBS * CHUNK_REGISTERS * WARPGROUP;
+    if (turn > 0) {
+        float *to = parts + (warpgroup - ROW_WARPGROUPS) * slot + thread;
+#pragma unroll
+        for (int i = 0; i < CHUNK_REGISTERS; i++)
+            to[i * WARPGROUP] = sums[0][i];
+    }
+    bar_sync(8, MATH_WARPGROUPS * WARPGROUP);
+    if (turn == 0)
+#pragma unroll
+        for (int other = 1; other < K_SPLIT; other++) {
+            const float *from = parts + ((other - 1) * ROW_WARPGROUPS + warpgroup) * slot + thread;
+#pragma unroll
+            for (int i = 0; i < CHUNK_REGISTERS; i++)
+                sums[0][i] += from[i * WARPGROUP];
+        }
+    bar_sync(8, MATH_WARPGROUPS * WARPGROUP); /* before the next tile's sums come */
+}
+
+#if SUBS > 1
+#error "with K_SPLIT a warpgroup holds one chunk"
+#endif
+#endif
 
 /* ---- writing ---- */
 
@@ -417,7 +457,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
         uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
         for (int s = 0; s < STAGES; s++) {
             mbarrier_init(full + s, B_VECTOR ? 1 : 2);
-            mbarrier_init(empty + s, CLUSTER * MATH_WARPGROUPS * 4);
+            mbarrier_init(empty + s, CLUSTER * ROW_WARPGROUPS * 4);
         }
         fence_mbarrier_init();
     }
@@ -428,6 +468,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     __syncthreads();
 #endif
 
+    /* What the kernel before this one in the stream wrote may be read, and what it read may be written, from here on.
+     */
+    griddepcontrol_wait();
     const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
     const int step = gridDim.x / CLUSTER;
@@ -441,7 +484,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     ring_place place = {0, 0};
 
     if (warpgroup == MATH_WARPGROUPS) {
-#if MATH_WARPGROUPS == 3
+#if MATH_WARPGROUPS == 4
+        setmaxnreg_dec(40);
+#elif MATH_WARPGROUPS == 3
         setmaxnreg_dec(32);
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_dec(40);
@@ -454,7 +499,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
         copy_square_scales(&p, shared, &work, thread % 32, &place);
 #endif
     } else {
-#if MATH_WARPGROUPS == 3
+#if MATH_WARPGROUPS == 4
+        setmaxnreg_inc(104);
+#elif MATH_WARPGROUPS == 3
         setmaxnreg_inc(160);
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_inc(232);
@@ -467,6 +514,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
                 for (int i = 0; i < CHUNK_REGISTERS; i++)
                     sums[s][i] = 0.0f;
             multiply_tile(sums, shared, &work, warpgroup, &place);
+#if K_SPLIT > 1
+            reduce_tile(sums, shared, warpgroup);
+            if (warpgroup >= ROW_WARPGROUPS) continue;
+#endif
             write_tile(&p, sums, shared, warpgroup, &work);
         }
 #if THROUGH_SHARED

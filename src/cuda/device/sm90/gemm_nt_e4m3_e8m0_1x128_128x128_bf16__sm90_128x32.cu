@@ -3,8 +3,9 @@
 #define TILE_M 128
 #define TILE_N 32
 #define CHUNK_N 32
-#define MATH_WARPGROUPS 2
-#define STAGES 10
+#define MATH_WARPGROUPS 4
+#define K_SPLIT 2
+#define STAGES 9
 #define MULTICAST 0
 #define SCALE_F32 0
 #define B_VECTOR 0

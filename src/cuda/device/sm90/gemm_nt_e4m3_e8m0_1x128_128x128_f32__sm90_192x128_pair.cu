@@ -4,6 +4,7 @@
 #define TILE_N 128
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 3
+#define K_SPLIT 1
 #define STAGES 5
 #define MULTICAST MULTICAST_A
 #define SCALE_F32 0

@@ -4,6 +4,7 @@
 #define TILE_N 128
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 3
+#define K_SPLIT 1
 #define STAGES 4
 #define MULTICAST 0
 #define SCALE_F32 0

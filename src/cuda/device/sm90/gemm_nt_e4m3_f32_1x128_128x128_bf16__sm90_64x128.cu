@@ -3,8 +3,9 @@
 #define TILE_M 64
 #define TILE_N 128
 #define CHUNK_N 128
-#define MATH_WARPGROUPS 1
-#define STAGES 8
+#define MATH_WARPGROUPS 2
+#define K_SPLIT 2
+#define STAGES 7
 #define MULTICAST 0
 #define SCALE_F32 1
 #define B_VECTOR 0

@@ -3,8 +3,9 @@
 #define TILE_M 64
 #define TILE_N 32
 #define CHUNK_N 32
-#define MATH_WARPGROUPS 1
-#define STAGES 16
+#define MATH_WARPGROUPS 4
+#define K_SPLIT 4
+#define STAGES 14
 #define MULTICAST 0
 #define SCALE_F32 1
 #define B_VECTOR 0

@@ -4,6 +4,7 @@
 #define TILE_N 256
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 2
+#define K_SPLIT 1
 #define STAGES 4
 #define MULTICAST 0
 #define SCALE_F32 1
