@@ -5,7 +5,8 @@
  * source's columns, each from the source's own values; for 128x128 blocks one code a square, whose elements serve both.
  *
  * Floor: source bytes + 1 byte an element and orientation; BF16 to both moves 4.02 bytes an element. At the bandwidth
- * of an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 9.
+ * of an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 12 for BF16 (counted
+ * in the machine code).
  *
  * Plan: one 128x128 tile a block of 256 threads, 32 (FP32: 64) data registers a thread, held from the only read to the
  * last conversion (square_tile.cuh says who holds what). A block alternates between waiting for its tile and working;

@@ -22,9 +22,15 @@
 
 typedef struct square_tile_shared {
     uint4 transposed[TILE * TILE / 16];
-    uint32_t column_amax[TILE_WARPS][TILE]; /* 16-bit sources use the first half of each row, packed */
-    float column_inverse[4][TILE];          /* [rows / B][column] */
-    uint8_t row_codes[4 * TILE];            /* [block][row] */
+    union {
+        uint32_t column_amax_f32[TILE_WARPS][TILE];     /* FP16 uses the first half of each row, packed */
+        uint32_t column_amax[2 * TILE_WARPS][TILE / 2]; /* BF16: [8 rows][two columns] */
+    };
+    union {
+        float column_inverse[4][TILE]; /* [rows / B][column] */
+        uint32_t column_inverse_pairs[4][TILE / 2];
+    };
+    uint8_t row_codes[4 * TILE]; /* [block][row] */
     uint8_t column_codes[4 * TILE];
     uint32_t warp_amax[TILE_WARPS];
 } square_tile_shared;
@@ -208,7 +214,7 @@ DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_plac
             m[i] = larger(m[i], __shfl_xor_sync(0xFFFFFFFFu, m[i], 16), source);
         }
         if (threadIdx.x % 32 < 16) {
-            uint4 *to = (uint4 *)s->column_amax[threadIdx.x / 32] + k * 16 + at->lane_unit;
+            uint4 *to = (uint4 *)s->column_amax_f32[threadIdx.x / 32] + k * 16 + at->lane_unit;
             *to = make_uint4(m[0], m[1], m[2], m[3]);
         }
     }
@@ -222,7 +228,7 @@ DW_DEVICE void column_scales(square_tile_shared *s, uint32_t round_add, int sour
         uint32_t amax = 0;
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            const uint32_t *row = s->column_amax[group * warps + w];
+            const uint32_t *row = s->column_amax_f32[group * warps + w];
             amax = max(amax, source == DW_F32 ? row[column] : ((const uint16_t *)row)[column]);
         }
         uint32_t code = scale_code(amax_as_f32(amax, source), round_add, element);
@@ -263,21 +269,22 @@ DW_DEVICE void quantize_tile_columns(square_tile_shared *s, const square_tile_pl
 /* The shared transpose to memory: 8 lanes write the 128 bytes of a column. */
 DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_quantized *out,
                                   const square_tile_place *at, int source) {
+    const int passes = TILE * 8 / TILE_THREADS, stride = TILE_THREADS / 8;
     const bool whole = out->vector && tile_is_whole(at);
-    const int chunk = (int)threadIdx.x % 8;
+    const uint32_t chunk = threadIdx.x % 8, first = threadIdx.x / 8;
+    const int row = at->row0 + (int)chunk * 16;
+    uint8_t *to = out->data + (at->col0 + (int)first) * out->ld + row;
 #pragma unroll
-    for (int pass = 0; pass < TILE * 8 / TILE_THREADS; pass++) {
-        const int column = pass * (TILE_THREADS / 8) + (int)threadIdx.x / 8;
-        const int writer = column / unit_elements(source) % 16;
+    for (int pass = 0; pass < passes; pass++) {
+        const uint32_t column = (uint32_t)(pass * stride) + first;
+        const uint32_t writer = column / (uint32_t)unit_elements(source) % 16;
         uint4 v = s->transposed[column * 8 + (chunk ^ writer / 2)];
         if (writer & 1) {
             v = make_uint4(v.z, v.w, v.x, v.y);
         }
-        const int row = at->row0 + chunk * 16;
-        uint8_t *to = out->data + (at->col0 + column) * out->ld + row;
         if (whole) {
             st_global_v4(to, v);
-        } else if (at->col0 + column < at->cols) {
+        } else if (at->col0 + (int)column < at->cols) {
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 uint32_t word = i < 4 ? v.x : i < 8 ? v.y : i < 12 ? v.z : v.w;
@@ -286,8 +293,11 @@ DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_qua
                 }
             }
         }
+        to += stride * out->ld;
     }
 }
+
+#include "common/bf16_tile.cuh"
 
 /* ---- the whole tile
  * -------------------------------------------------------------------------------------------------- */
@@ -298,6 +308,10 @@ DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantiz
                                     const dw_cuda_quantized *transposed, const square_tile_place *at,
                                     square_tile_units *t, uint32_t round_add, bool want_row, bool want_transposed,
                                     int source, int element, int block) {
+    if (source == DW_BF16) {
+        quantize_bf16_tile(s, row, transposed, at, t, round_add, want_row, want_transposed, element, block);
+        return;
+    }
     const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
     if (want_transposed) {
         column_amax_partial(s, at, t, source);
