@@ -31,9 +31,10 @@ DW_DEVICE uint32_t pack_bf16x4(uint32_t a, uint32_t b, int element) {
                       __uint_as_float(b & 0xFFFF0000u), element);
 }
 
-/* Column maxima of this lane's rows to shared memory, and row maxima as words of two rows. */
+/* Column maxima of this lane's rows (a square block: those of the warp's units) to shared memory, and row maxima as
+ * words of two rows. */
 DW_DEVICE void bf16_amax(square_tile_shared *s, const square_tile_place *at, const square_tile_units *t,
-                         uint32_t rows[4], bool want_transposed) {
+                         uint32_t rows[4], bool want_transposed, bool square) {
     uint4 column = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i += 2) {
@@ -49,7 +50,9 @@ DW_DEVICE void bf16_amax(square_tile_shared *s, const square_tile_place *at, con
         }
         rows[i / 2] = max_u16x2(__byte_perm(row[0], row[1], 0x5410), __byte_perm(row[0], row[1], 0x7632));
     }
-    if (want_transposed) {
+    if (square) {
+        square_amax_partial(s, max_u16x2(max_u16x2(column.x, column.y), max_u16x2(column.z, column.w)), DW_BF16);
+    } else if (want_transposed) {
         *(uint4 *)&s->column_amax[at->lane_row / LANE_ROWS][at->lane_unit * 4] = column;
     }
 }
@@ -102,14 +105,18 @@ DW_DEVICE void quantize_bf16_rows(square_tile_shared *s, const dw_cuda_quantized
 }
 
 /* Codes and inverses of two columns and one block of rows a thread. */
-DW_DEVICE void bf16_column_scales(square_tile_shared *s, uint32_t round_add, int element, int block) {
+DW_DEVICE void bf16_column_scales(square_tile_shared *s, uint32_t round_add, bool square, int element, int block) {
     const int groups = block == DW_BLOCK_1X32 ? 4 : 1, parts = 16 / groups;
     const int thread = (int)threadIdx.x, group = thread / (TILE / 2), pair = thread % (TILE / 2);
     if (group < groups) {
         uint32_t amax = 0;
+        if (square) {
+            amax = square_amax(s, 0) * 0x10001u;
+        } else {
 #pragma unroll
-        for (int i = 0; i < parts; i++) {
-            amax = max_u16x2(amax, s->column_amax[group * parts + i][pair]);
+            for (int i = 0; i < parts; i++) {
+                amax = max_u16x2(amax, s->column_amax[group * parts + i][pair]);
+            }
         }
         const scale_pair scale = bf16_scale_pair(amax, round_add, element);
         s->column_inverse_pairs[group][pair] = scale.inverses;
@@ -155,10 +162,10 @@ DW_DEVICE void quantize_bf16_columns(square_tile_shared *s, const square_tile_pl
 DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized *row,
                                   const dw_cuda_quantized *transposed, const square_tile_place *at,
                                   square_tile_units *t, uint32_t round_add, bool want_row, bool want_transposed,
-                                  int element, int block) {
+                                  bool square, int element, int block) {
     const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
     uint32_t rows[4];
-    bf16_amax(s, at, t, rows, want_transposed);
+    bf16_amax(s, at, t, rows, want_transposed, square);
     if (want_row) {
         if (row->vector && tile_is_whole(at)) {
             quantize_bf16_rows(s, row, at, t, rows, round_add, true, element, block);
@@ -169,7 +176,7 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
     forget_unpacked(t, DW_BF16);
     __syncthreads();
     if (want_transposed) {
-        bf16_column_scales(s, round_add, element, block);
+        bf16_column_scales(s, round_add, square, element, block);
     }
     if (want_row) {
         /* From the last threads on: with one block a row the first ones are busy with columns. */
@@ -181,8 +188,7 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
         quantize_bf16_columns(s, at, t, element, block);
         __syncthreads();
         store_tile_columns(s, transposed, at, DW_BF16);
-        store_scales(&transposed->scale, s->column_codes, TILE, blocks, at->col0, at->row0 / block_cols, thread,
-                     TILE_THREADS);
+        store_column_scales(s, transposed, at, square, block);
     }
 }
 

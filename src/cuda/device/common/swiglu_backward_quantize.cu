@@ -119,7 +119,7 @@ DW_DEVICE void finish_tile(square_tile_shared *s, const dw_cuda_swiglu_params *p
         }
     }
     quantize_square_tile(s, &p->row, &p->transposed, at, t, p->round_add, p->row.data != NULL,
-                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
+                         p->transposed.data != NULL, false, DW_BF16, DW_E4M3, block);
 }
 
 DW_DEVICE void swiglu_backward_halves(const dw_cuda_swiglu_params *p, int block) {
