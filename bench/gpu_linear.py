@@ -70,7 +70,7 @@ def _quantization(forget: Any, layer: nn.Linear) -> Callable[[int], None]:
     def call(turn: int) -> None:
         x, dy = forget(turn)
         cl.quantized_activation(x, True, True)
-        cl.quantized_activation(dy, True, True)
+        cl.quantized_gradient(dy, True, True)
         cl.quantized_weight(layer.weight, True, True)
 
     return call
@@ -78,10 +78,10 @@ def _quantization(forget: Any, layer: nn.Linear) -> Callable[[int], None]:
 
 def _products(layer: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> Callable[[int], None]:
     xq, dyq = cl.Quantized(), cl.Quantized()
-    cl.quantize_into(xq, x, *x.shape, cl.BLOCK_1X128, True, True)
-    cl.quantize_into(dyq, dy, *dy.shape, cl.BLOCK_1X128, True, True)
+    cl.quantize_into(xq, x, *x.shape, cl.ACTIVATION, True, True)
+    cl.quantize_into(dyq, dy, *dy.shape, cl.GRADIENT, True, True)
     wq = cl.Quantized()
-    cl.quantize_into(wq, layer.weight, *layer.weight.shape, cl.BLOCK_128X128, True, True)
+    cl.quantize_into(wq, layer.weight, *layer.weight.shape, cl.WEIGHT, True, True)
 
     def call(turn: int) -> None:
         cl.product(xq.row, wq.row, None, x, torch.bfloat16)

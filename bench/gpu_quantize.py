@@ -16,7 +16,8 @@ from deepwell import cuda_fused as cf
 from deepwell import cuda_linear as cl
 
 SIZES = ((16384, 4096), (16384, 14336), (131072, 2048), (8192, 7168))
-BLOCKS = {"1x128": cl.BLOCK_1X128, "128x128": cl.BLOCK_128X128}
+BLOCKS = {"1x128": cl.GRADIENT, "128x128": cl.WEIGHT, "1x128 and 128x128": cl.ACTIVATION}
+ORIENTATIONS = (("row", True, False), ("transposed", False, True), ("both", True, True))
 
 
 def _copier() -> tuple[Callable[[int], Any], int]:
@@ -51,19 +52,23 @@ def run_quantize(results: Path, rounds: int) -> Path:
     for rows, cols in SIZES:
         count = gpu_common.rotation(2 * rows * cols)
         sources = [torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16) for _ in range(count)]
-        for block, code in BLOCKS.items():
+        for block, codes in BLOCKS.items():
             contenders: dict[str, Callable[[int], Any]] = {"copy": copy}
             sizes = {"copy": copy_bytes}
-            for orientation, row, both in (("row", True, False), ("transposed", False, True), ("both", True, True)):
-                contenders[orientation] = _quantizer(sources, code, row, both)
-                forms = row * cl.form_bytes(rows, cols, code) + both * cl.form_bytes(cols, rows, code)
+            for orientation, row, transposed in ORIENTATIONS:
+                if codes == cl.ACTIVATION and orientation != "both":
+                    continue
+                contenders[orientation] = _quantizer(sources, codes, row, transposed)
+                forms = row * cl.form_bytes(rows, cols, codes[0]) + transposed * cl.form_bytes(cols, rows, codes[1])
                 sizes[orientation] = 2 * rows * cols + forms
             if block == "1x128":
                 contenders["compile"] = lambda turn, sources=sources: composed(sources[turn % len(sources)])
                 sizes["compile"] = 3 * rows * cols + 4 * rows * cols // 128
             times = gpu_common.interleaved(contenders, rounds)
             rates = {name: _rate(sizes[name], time) for name, time in times.items()}
-            for orientation in ("row", "transposed", "both"):
+            for orientation, *_ in ORIENTATIONS:
+                if orientation not in rates:
+                    continue
                 peers = ("copy", "compile") if orientation == "row" and "compile" in rates else ("copy",)
                 case = f"BF16 to E4M3 {orientation} {block}, {rows}x{cols}"
                 limit = rates["copy"]
@@ -71,12 +76,12 @@ def run_quantize(results: Path, rounds: int) -> Path:
     return result.write(results)
 
 
-def _quantizer(sources: list[Tensor], code: int, row: bool, both: bool) -> Callable[[int], None]:
+def _quantizer(sources: list[Tensor], codes: tuple[int, int], row: bool, transposed: bool) -> Callable[[int], None]:
     target = cl.Quantized()
 
     def call(turn: int) -> None:
         source = sources[turn % len(sources)]
-        cl.quantize_into(target, source, *source.shape, code, row, both)
+        cl.quantize_into(target, source, *source.shape, codes, row, transposed)
 
     return call
 
@@ -110,7 +115,7 @@ def _norm_cases(rows: int, cols: int, contenders: dict[str, Any], sizes: dict[st
     xs = [torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16) for _ in range(count)]
     dys = [torch.randn_like(x) for x in xs]
     weight = torch.randn(cols, device=DEVICE, dtype=torch.bfloat16)
-    form, form_t = cl.form_bytes(rows, cols, cl.BLOCK_1X128), cl.form_bytes(cols, rows, cl.BLOCK_1X128)
+    form, form_t = cl.form_bytes(rows, cols, cl.ACTIVATION[0]), cl.form_bytes(cols, rows, cl.ACTIVATION[1])
     matrix = 2 * rows * cols
     for label, transposed, size in (
         ("RMSNorm to BF16 and E4M3 row", False, 2 * matrix + form),
@@ -135,9 +140,8 @@ def _swiglu_cases(rows: int, cols: int, contenders: dict[str, Any], sizes: dict[
     count = gpu_common.rotation(3 * rows * cols)
     gate_ups = [torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16) for _ in range(count)]
     dys = [torch.randn(rows, inner, device=DEVICE, dtype=torch.bfloat16) for _ in range(count)]
-    block = cl.BLOCK_1X128
-    half = cl.form_bytes(rows, inner, block) + cl.form_bytes(inner, rows, block)
-    whole = cl.form_bytes(rows, cols, block) + cl.form_bytes(cols, rows, block)
+    half = cl.form_bytes(rows, inner, cl.ACTIVATION[0]) + cl.form_bytes(inner, rows, cl.ACTIVATION[1])
+    whole = cl.form_bytes(rows, cols, cl.GRADIENT[0]) + cl.form_bytes(cols, rows, cl.GRADIENT[1])
     contenders["SwiGLU to E4M3 both"] = lambda turn: cf.swiglu_forward(gate_ups[turn % count], inner, True)
     sizes["SwiGLU to E4M3 both"] = 2 * rows * cols + half
     contenders["SwiGLU backward to E4M3 both"] = lambda turn: cf.swiglu_backward(

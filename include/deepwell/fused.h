@@ -2,7 +2,8 @@
  *
  * Everything high-precision is BF16 with inner stride 1; arithmetic is FP32. What is quantized is exactly the BF16
  * result (rounded once, to nearest even), whether that result is stored or not: the bytes are those dw_quantize gives
- * for it. Elements are E4M3 in blocks 1x32 or 1x128; scales as dw_quantized says. A tensor that is optional is left out
+ * for it. Elements are E4M3 in blocks 1x32 or 1x128, in the forward operations with a square transposed form if
+ * the spec asks for it; scales as dw_quantized says. A tensor that is optional is left out
  * by a zeroed struct (rank 0). Outputs must not overlap inputs or each other, except where said. Empty matrices are a
  * success that launches nothing. Work goes on `stream` (a CUstream; NULL is the default stream); nothing is allocated
  * or waited for. Errors of all: INVALID_ARGUMENT (shapes, dtypes, strides, devices), UNSUPPORTED (no kernel for this,

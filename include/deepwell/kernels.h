@@ -55,7 +55,8 @@ typedef struct dw_request {
 
 /* Which row serves the request: writes its index. When `explanation` is not NULL, up to `capacity` bytes (terminated)
  * of text go there: one line for each candidate row of the operation, chosen or rejected, with the reason. Errors:
- * UNSUPPORTED when no row serves it (the text says why). */
+ * UNSUPPORTED when no row serves it (the text says why), which on the CPU
+ * includes spec.transposed_square: dw_quantize uses two rows for it there, one for each result. */
 DW_API dw_status dw_dispatch(const dw_context *context, const dw_request *request, size_t *index, char *explanation,
                              size_t capacity);
 

@@ -20,6 +20,10 @@ typedef struct dw_quantize_spec {
     dw_block block;
     dw_rounding rounding;
     dw_scale_layout layout;
+    /* With block 1x128 only: the transposed result has blocks of 128x128, one scale for 128 rows and 128 columns, and
+     * is what a spec of block 128x128 gives as its transposed result. Where only one result is described or read, by
+     * dw_scale_shape, dw_dequantize and dw_quantize_measure, it does not count: pass the block in question. */
+    bool transposed_square;
 } dw_quantize_spec;
 
 /* A quantized matrix: elements [rows, cols] of spec.element, inner stride 1; scales DW_E8M0, dense, shaped by
@@ -39,8 +43,10 @@ DW_API dw_status dw_scale_shape(const dw_quantize_spec *spec, int64_t rows, int6
 
 /* Quantizes `source` [rows, cols] (F32, F16 or BF16; inner stride 1, any row stride >= cols).
  *   row:        blocks along cols; data [rows, cols].
- *   transposed: the transpose quantized on its own, blocks along rows; data [cols, rows].
- * Either may be NULL, not both; both are computed from one read of the source. For 128x128 blocks `transposed` is the
+ *   transposed: the transpose quantized on its own, blocks along rows (or square: spec.transposed_square); data
+ *               [cols, rows].
+ * Either may be NULL, not both; both are computed from one read of the source (from two on the CPU where blocks
+ * differ). For 128x128 blocks `transposed` is the
  * exact transpose of `row` in bytes and scales. Outputs must not overlap the source or each other. Data outputs may
  * have any row stride >= their number of columns; bytes between rows are not written. Every scale byte is written,
  * padding as zero. Empty extents are allowed and write padding only. `stream` is a CUstream for tensors on a GPU and

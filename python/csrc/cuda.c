@@ -67,6 +67,7 @@ PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ss
         TRANSPOSED,
         TRANSPOSED_LD,
         TRANSPOSED_SCALE,
+        TRANSPOSED_SQUARE,
         STREAM,
         COUNT
     };
@@ -74,13 +75,17 @@ PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ss
     if (!read_numbers("cuda_quantize", arguments, given, COUNT, v, 0, NULL)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
-    dw_quantize_spec spec = {(dw_dtype)v[ELEMENT], (dw_block)v[BLOCK], (dw_rounding)v[ROUNDING], DW_SCALE_ROW};
+    dw_quantize_spec spec = {.element = (dw_dtype)v[ELEMENT],
+                             .block = (dw_block)v[BLOCK],
+                             .rounding = (dw_rounding)v[ROUNDING],
+                             .transposed_square = v[TRANSPOSED_SQUARE] != 0};
     dw_tensor source = device_matrix(v[SOURCE], (dw_dtype)v[DTYPE], v[ROWS], v[COLS], v[LD], v[DEVICE]);
     dw_quantized row = {device_matrix(v[ROW], spec.element, v[ROWS], v[COLS], v[ROW_LD], v[DEVICE]),
                         factor_view(v[ROW_SCALE], v[ROWS], v[COLS], spec.block, v[DEVICE])};
     dw_quantized transposed = {
         device_matrix(v[TRANSPOSED], spec.element, v[COLS], v[ROWS], v[TRANSPOSED_LD], v[DEVICE]),
-        factor_view(v[TRANSPOSED_SCALE], v[COLS], v[ROWS], spec.block, v[DEVICE])};
+        factor_view(v[TRANSPOSED_SCALE], v[COLS], v[ROWS], spec.transposed_square ? DW_BLOCK_128X128 : spec.block,
+                    v[DEVICE])};
     return outcome(module, dw_quantize(context, &spec, &source, v[ROW] ? &row : NULL,
                                        v[TRANSPOSED] ? &transposed : NULL, address(v[STREAM])));
 }

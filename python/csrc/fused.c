@@ -5,12 +5,15 @@
 
 #include "deepwell/fused.h"
 
-static const dw_quantize_spec SPEC = {DW_E4M3, DW_BLOCK_1X128, DW_ROUND_RCEIL, DW_SCALE_ROW};
+/* Activations have a square transposed form, gradients do not (deepwell/cuda_linear.py says why). */
+static const dw_quantize_spec ACTIVATION = {.element = DW_E4M3, .block = DW_BLOCK_1X128, .transposed_square = true};
+static const dw_quantize_spec GRADIENT = {.element = DW_E4M3, .block = DW_BLOCK_1X128};
 
 /* One orientation of a quantized result, dense, with FP32 scales. */
-static dw_quantized form_view(long long data, long long scale, long long rows, long long cols, long long device) {
+static dw_quantized form_view(long long data, long long scale, long long rows, long long cols, dw_block block,
+                              long long device) {
     return (dw_quantized){device_matrix(data, DW_E4M3, rows, cols, cols, device),
-                          factor_view(scale, rows, cols, DW_BLOCK_1X128, device)};
+                          factor_view(scale, rows, cols, block, device)};
 }
 
 static dw_tensor device_vector(long long data, dw_dtype dtype, long long count, long long device) {
@@ -41,14 +44,15 @@ PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssi
     if (!read_numbers("cuda_rmsnorm", arguments, given, COUNT, v, 2, f)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
-    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[COLS], v[DEVICE]);
-    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[COLS], v[ROWS], v[DEVICE]);
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[COLS], DW_BLOCK_1X128, v[DEVICE]);
+    dw_quantized transposed =
+        form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[COLS], v[ROWS], DW_BLOCK_128X128, v[DEVICE]);
     dw_rmsnorm_quantize_args args = {
         .x = device_matrix(v[X], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
         .weight = device_vector(v[WEIGHT], (dw_dtype)v[WEIGHT_DTYPE], v[COLS], v[DEVICE]),
         .eps = (float)f[0],
         .weight_offset = (float)f[1],
-        .spec = SPEC,
+        .spec = ACTIVATION,
         .row = v[ROW] ? &row : NULL,
         .transposed = v[TRANSPOSED] ? &transposed : NULL,
         .y = device_matrix(v[Y], DW_BF16, v[ROWS], v[COLS], v[COLS], v[DEVICE]),
@@ -109,11 +113,12 @@ PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssiz
     if (!read_numbers("cuda_swiglu", arguments, given, COUNT, v, 0, NULL)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
-    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[INNER], v[DEVICE]);
-    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[INNER], v[ROWS], v[DEVICE]);
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[INNER], DW_BLOCK_1X128, v[DEVICE]);
+    dw_quantized transposed =
+        form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[INNER], v[ROWS], DW_BLOCK_128X128, v[DEVICE]);
     dw_swiglu_quantize_args args = {
         .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], 2 * v[INNER], 2 * v[INNER], v[DEVICE]),
-        .spec = SPEC,
+        .spec = ACTIVATION,
         .row = v[ROW] ? &row : NULL,
         .transposed = v[TRANSPOSED] ? &transposed : NULL,
     };
@@ -127,12 +132,12 @@ PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments
     dw_context *context = process_context();
     if (!context) return NULL;
     long long wide = 2 * v[INNER];
-    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], wide, v[DEVICE]);
-    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], wide, v[ROWS], v[DEVICE]);
+    dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], wide, DW_BLOCK_1X128, v[DEVICE]);
+    dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], wide, v[ROWS], DW_BLOCK_1X128, v[DEVICE]);
     dw_swiglu_backward_args args = {
         .dy = device_matrix(v[DY], DW_BF16, v[ROWS], v[INNER], v[INNER], v[DEVICE]),
         .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], wide, wide, v[DEVICE]),
-        .spec = SPEC,
+        .spec = GRADIENT,
         .row = v[ROW] ? &row : NULL,
         .transposed = v[TRANSPOSED] ? &transposed : NULL,
     };

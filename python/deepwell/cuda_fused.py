@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import _core
 from . import cuda_linear as cl
-from .cuda_linear import BLOCK_1X128, DTYPE, Form, Quantized, stream_of
+from .cuda_linear import ACTIVATION, DTYPE, GRADIENT, Form, Quantized, new_form, stream_of
 
 
 def eager(x: Tensor) -> bool:
@@ -38,11 +38,6 @@ def eager(x: Tensor) -> bool:
     )
 
 
-def _form(like: Tensor, rows: int, cols: int) -> Form:
-    buffer = torch.empty(cl.form_bytes(rows, cols, BLOCK_1X128), dtype=torch.uint8, device=like.device)
-    return Form(buffer, rows, cols)
-
-
 # ---- RMSNorm -------------------------------------------------------------------------------------------------------
 
 
@@ -56,9 +51,9 @@ def norm_forward(
     y = torch.empty_like(x)
     rstd = torch.empty(rows, dtype=torch.float32, device=device)
     quantized = Quantized()
-    quantized.row = row = _form(x, rows, cols)
+    quantized.row = row = new_form(rows, cols, ACTIVATION[0], device)
     if transposed:
-        quantized.transposed = _form(x, cols, rows)
+        quantized.transposed = new_form(cols, rows, ACTIVATION[1], device)
     other = quantized.transposed
     _core.cuda_rmsnorm(
         x.data_ptr(),
@@ -147,9 +142,9 @@ def _half(gate_up: Tensor, inner: int, second: bool) -> Tensor:
 
 def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form, Form | None]:
     """silu(gate) * up of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
-    rows = gate_up.shape[0]
-    row = _form(gate_up, rows, inner)
-    other = _form(gate_up, inner, rows) if transposed else None
+    rows, device = gate_up.shape[0], gate_up.device
+    row = new_form(rows, inner, ACTIVATION[0], device)
+    other = new_form(inner, rows, ACTIVATION[1], device) if transposed else None
     _core.cuda_swiglu(
         gate_up.data_ptr(),
         rows,
@@ -158,16 +153,16 @@ def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form,
         row.scale_address,
         other.address if other else 0,
         other.scale_address if other else 0,
-        gate_up.device.index,
-        stream_of(gate_up.device),
+        device.index,
+        stream_of(device),
     )
     return row, other
 
 
 def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form]:
     """The gradient of gate_up for da [rows, inner], quantized in both orientations."""
-    rows = gate_up.shape[0]
-    row, transposed = _form(gate_up, rows, 2 * inner), _form(gate_up, 2 * inner, rows)
+    rows, device = gate_up.shape[0], gate_up.device
+    row, transposed = new_form(rows, 2 * inner, GRADIENT[0], device), new_form(2 * inner, rows, GRADIENT[1], device)
     _core.cuda_swiglu_backward(
         da.data_ptr(),
         gate_up.data_ptr(),
@@ -177,8 +172,8 @@ def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form
         row.scale_address,
         transposed.address,
         transposed.scale_address,
-        gate_up.device.index,
-        stream_of(gate_up.device),
+        device.index,
+        stream_of(device),
     )
     return row, transposed
 
@@ -201,7 +196,7 @@ class _GatedMLP(torch.autograd.Function):
         gate_up = torch.empty((rows, 2 * inner), dtype=torch.bfloat16, device=device)
         x_row = cl._made(xq.row)
         for half, form in enumerate(forms[:2]):
-            cl.gemm(x_row, cl._made(form.row), cl.SCALING_128X128, _half(gate_up, inner, half == 1))
+            cl.gemm(x_row, cl._made(form.row), _half(gate_up, inner, half == 1))
         a_row, a_t = swiglu_forward(gate_up, inner, save)
         if a_t is not None:
             ctx.save_for_backward(cl._made(xq.transposed).buffer, a_t.buffer, gate_up)
@@ -217,12 +212,12 @@ class _GatedMLP(torch.autograd.Function):
         rows = gate_up.shape[0]
         device = dy.device
         gate_q, up_q, down_q = ctx.forms
-        dyq = cl.quantized_activation(dy, True, True)
-        ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows), ctx.dtypes[1])
+        dyq = cl.quantized_gradient(dy, True, True)
+        ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows, ACTIVATION[1]), ctx.dtypes[1])
         da = cl.product(cl._made(dyq.row), cl._made(down_q.transposed), None, dy, torch.bfloat16)
         both, both_t = swiglu_backward(da, gate_up, inner)
         del da
-        dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows), ctx.dtypes[0])
+        dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows, ACTIVATION[1]), ctx.dtypes[0])
         dx = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
@@ -231,7 +226,6 @@ class _GatedMLP(torch.autograd.Function):
                 cl.gemm(
                     both.columns(half * inner, inner),
                     cl._made(form.transposed),
-                    cl.SCALING_128X128,
                     flat,
                     None,
                     half == 1,

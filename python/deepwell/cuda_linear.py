@@ -4,8 +4,10 @@
     backward  dx = dyq · wqT^T            dyq [M, N] and dyqT [N, M] from one read of dy
               dw = dyqT · xqT^T           FP32 sums, rounded once to the weight's dtype
 
-Activations and gradients have blocks of 1x128, weights 128x128, so that a weight's transpose is the same bytes. xqT is
-kept for backward in place of x. Everything is enqueued on PyTorch's current stream and allocated by PyTorch; nothing
+Activations and gradients have blocks of 1x128 along the reduction, weights 128x128, so that a weight's transpose is the
+same bytes. xqT has blocks of 128x128 too: one operand of a product can, and its scale is then a single number for each
+tile and step, which makes the product faster; docs/numerics.md says what it costs in accuracy. xqT is kept for backward
+in place of x. Everything is enqueued on PyTorch's current stream and allocated by PyTorch; nothing
 waits for the device.
 
 Kept for later use: the FP8 copies of a parameter, until its version or its memory changes or an optimizer steps; and
@@ -29,9 +31,14 @@ from .errors import InvalidArgumentError
 DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 E4M3, E5M2 = 3, 4
 BLOCK_1X128, BLOCK_128X128 = 1, 2
-SCALING_1X128, SCALING_128X128 = 2, 3
+SCALING = {BLOCK_1X128: 2, BLOCK_128X128: 3}
 RCEIL = 0
 BACKEND_AUTO, BACKEND_OWN, BACKEND_CUBLASLT = 0, 1, 2
+
+# Blocks of the row-wise and of the transposed form.
+ACTIVATION = (BLOCK_1X128, BLOCK_128X128)
+GRADIENT = (BLOCK_1X128, BLOCK_1X128)
+WEIGHT = (BLOCK_128X128, BLOCK_128X128)
 
 WORKSPACE_BYTES = 32 << 20  # DW_GEMM_WORKSPACE_MAX
 ROW_MULTIPLE = 16  # tokens are a reduction in the weight gradient, which FP8 needs in whole 16 bytes
@@ -40,19 +47,23 @@ _QUANTIZED = "_deepwell_quantized"
 
 
 class Form:
-    """One orientation of a quantized matrix: FP8 bytes [rows, cols], `ld` apart, and the FP32 scales, in one buffer."""
+    """One orientation of a quantized matrix: FP8 bytes [rows, cols], `ld` apart, and the FP32 scales of its blocks, in
+    one buffer."""
 
-    __slots__ = ("address", "buffer", "cols", "ld", "rows", "scale_address")
+    __slots__ = ("address", "block", "buffer", "cols", "ld", "rows", "scale_address")
 
-    def __init__(self, buffer: Tensor, rows: int, cols: int) -> None:
-        self.buffer, self.rows, self.cols, self.ld = buffer, rows, cols, cols
+    def __init__(self, buffer: Tensor, rows: int, cols: int, block: int) -> None:
+        self.buffer, self.rows, self.cols, self.ld, self.block = buffer, rows, cols, cols, block
         self.address = buffer.data_ptr()
         self.scale_address = self.address + scale_offset(rows, cols)
 
     def columns(self, first: int, count: int) -> Form:
-        """A part of a matrix in blocks of 1x128, as a view. first is a multiple of 128."""
+        """A part of a matrix in blocks of 1x128, as a view; first is a multiple of 128. Square blocks have none:
+        a product takes the distance between their rows of scales from the number of columns."""
+        if self.block != BLOCK_1X128:
+            raise RuntimeError("columns of a form in square blocks are asked for: a defect of deepwell")
         part = Form.__new__(Form)
-        part.buffer, part.rows, part.cols, part.ld = self.buffer, self.rows, count, self.ld
+        part.buffer, part.rows, part.cols, part.ld, part.block = self.buffer, self.rows, count, self.ld, self.block
         part.address = self.address + first
         part.scale_address = self.scale_address + 4 * (first // 128) * self.rows
         return part
@@ -87,16 +98,20 @@ def form_bytes(rows: int, cols: int, block: int) -> int:
     return scale_offset(rows, cols) + 4 * scales
 
 
-def quantize_into(target: Quantized, matrix: Tensor, rows: int, cols: int, block: int, row: bool, both: bool) -> None:
+def new_form(rows: int, cols: int, block: int, device: torch.device) -> Form:
+    return Form(torch.empty(form_bytes(rows, cols, block), dtype=torch.uint8, device=device), rows, cols, block)
+
+
+def quantize_into(
+    target: Quantized, matrix: Tensor, rows: int, cols: int, blocks: tuple[int, int], row: bool, transposed: bool
+) -> None:
     """Quantizes `matrix`, dense in memory as [rows, cols], into the orientations asked for, in one pass."""
     device = matrix.device
     row_form = transposed_form = None
     if row:
-        row_form = Form(torch.empty(form_bytes(rows, cols, block), dtype=torch.uint8, device=device), rows, cols)
-        target.row = row_form
-    if both:
-        buffer = torch.empty(form_bytes(cols, rows, block), dtype=torch.uint8, device=device)
-        target.transposed = transposed_form = Form(buffer, cols, rows)
+        target.row = row_form = new_form(rows, cols, blocks[0], device)
+    if transposed:
+        target.transposed = transposed_form = new_form(cols, rows, blocks[1], device)
     if rows == 0 or cols == 0:
         return
     _core.cuda_quantize(
@@ -107,7 +122,7 @@ def quantize_into(target: Quantized, matrix: Tensor, rows: int, cols: int, block
         cols,
         device.index,
         E4M3,
-        block,
+        blocks[0],
         RCEIL,
         row_form.address if row_form else 0,
         cols,
@@ -115,6 +130,7 @@ def quantize_into(target: Quantized, matrix: Tensor, rows: int, cols: int, block
         transposed_form.address if transposed_form else 0,
         rows,
         transposed_form.scale_address if transposed_form else 0,
+        blocks[1] != blocks[0],
         stream_of(device),
     )
 
@@ -138,7 +154,7 @@ def as_dense(x: Tensor) -> tuple[Tensor, int]:
     return matrix.clone(memory_format=torch.contiguous_format), rows
 
 
-def quantized_activation(x: Tensor, row: bool, transposed: bool) -> Quantized:
+def quantized_activation(x: Tensor, row: bool, transposed: bool, blocks: tuple[int, int] = ACTIVATION) -> Quantized:
     """The FP8 forms of `x`, from an earlier call on the same tensor where it has not changed since."""
     version = -1 if x.is_inference() else x._version
     known: Quantized | None = x.__dict__.get(_QUANTIZED) if version >= 0 else None
@@ -147,11 +163,16 @@ def quantized_activation(x: Tensor, row: bool, transposed: bool) -> Quantized:
         if version >= 0:
             x.__dict__[_QUANTIZED] = known
     row = row and known.row is None
-    transposed = transposed and known.transposed is None
+    transposed = transposed and (known.transposed is None or known.transposed.block != blocks[1])
     if row or transposed:
         dense, rows = as_dense(x)
-        quantize_into(known, dense, rows, x.shape[-1], BLOCK_1X128, row, transposed)
+        quantize_into(known, dense, rows, x.shape[-1], blocks, row, transposed)
     return known
+
+
+def quantized_gradient(dy: Tensor, row: bool, transposed: bool) -> Quantized:
+    """The same for a gradient."""
+    return quantized_activation(dy, row, transposed, GRADIENT)
 
 
 def attach_quantized(x: Tensor, quantized: Quantized) -> None:
@@ -210,7 +231,7 @@ def quantized_weight(weight: Tensor, row: bool, transposed: bool) -> Quantized:
     """The FP8 copies of a weight [N, K], made anew when it has changed."""
     if not isinstance(weight, torch.nn.Parameter) or weight.is_inference():
         fresh = Quantized()
-        quantize_into(fresh, _dense_weight(weight), *weight.shape, BLOCK_128X128, row, transposed)
+        quantize_into(fresh, _dense_weight(weight), *weight.shape, WEIGHT, row, transposed)
         return fresh
     _watch_optimizers()
     key = id(weight)
@@ -231,7 +252,7 @@ def quantized_weight(weight: Tensor, row: bool, transposed: bool) -> Quantized:
     row = row and known.row is None
     transposed = transposed and known.transposed is None
     if row or transposed:
-        quantize_into(known, _dense_weight(weight), *weight.shape, BLOCK_128X128, row, transposed)
+        quantize_into(known, _dense_weight(weight), *weight.shape, WEIGHT, row, transposed)
     return known
 
 
@@ -264,9 +285,9 @@ def _workspace(device: torch.device, stream: int) -> Tensor:
     return known
 
 
-def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = None, accumulate: bool = False) -> None:
-    """out = a [M, K] · b [N, K]^T (+ bias) (+ out); a in blocks of 1x128. out has inner stride 1 and either two
-    dimensions or is dense as [M, N]."""
+def gemm(a: Form, b: Form, out: Tensor, bias: Tensor | None = None, accumulate: bool = False) -> None:
+    """out = a [M, K] · b [N, K]^T (+ bias) (+ out), at most one of them in square blocks. out has inner stride 1 and
+    either two dimensions or is dense as [M, N]."""
     device = out.device
     stream = stream_of(device)
     workspace = _workspace(device, stream)
@@ -274,12 +295,12 @@ def gemm(a: Form, b: Form, b_scaling: int, out: Tensor, bias: Tensor | None = No
         a.address,
         E4M3,
         a.ld,
-        SCALING_1X128,
+        SCALING[a.block],
         a.scale_address,
         b.address,
         E4M3,
         b.ld,
-        b_scaling,
+        SCALING[b.block],
         b.scale_address,
         out.data_ptr(),
         DTYPE[out.dtype],
@@ -309,7 +330,7 @@ def product(xq: Form, wq: Form, bias: Tensor | None, like: Tensor, out_dtype: to
         return y
     # The multiplication adds a BF16 bias (an F16 one to an F16 result) itself; others are added at their own precision.
     inside = bias is not None and bias.dtype == (torch.float16 if out_dtype == torch.float16 else torch.bfloat16)
-    gemm(xq, wq, SCALING_128X128, y, bias if inside else None)
+    gemm(xq, wq, y, bias if inside else None)
     if bias is not None and not inside:
         y += bias.detach()
     return y if whole else y.resize_(shape)  # a view could not be added to in place
@@ -321,7 +342,7 @@ def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype) -> Tensor:
     if xq.cols == 0:
         return torch.zeros(shape, dtype=dtype, device=xq.buffer.device)
     dw = torch.empty(shape, dtype=dtype, device=xq.buffer.device)
-    gemm(dyq, xq, SCALING_1X128, dw)
+    gemm(dyq, xq, dw)
     return dw
 
 
@@ -370,11 +391,11 @@ class Linear(torch.autograd.Function):
             )
         dx = dw = db = None
         if need_dx or need_dw:
-            dyq = quantized_activation(dy, need_dx, need_dw)
+            dyq = quantized_gradient(dy, need_dx, need_dw)
             if need_dx:
                 dx = product(_made(dyq.row), _made(ctx.wq.transposed), None, dy, ctx.x_dtype)
             if need_dw:
-                xq = Form(ctx.saved_tensors[0], ctx.like[-1], ctx.rows)
+                xq = Form(ctx.saved_tensors[0], ctx.like[-1], ctx.rows, ACTIVATION[1])
                 dw = weight_gradient(_made(dyq.transposed), xq, ctx.weight_dtype)
         if need_db:
             db = bias_gradient(dy, ctx.bias_dtype)
@@ -408,7 +429,7 @@ def linear_op(
     x: a compiled graph may write other values to the same tensor."""
     dense, rows = as_dense(x)
     xq = Quantized()
-    quantize_into(xq, dense, rows, x.shape[-1], BLOCK_1X128, True, save_x)
+    quantize_into(xq, dense, rows, x.shape[-1], ACTIVATION, True, save_x)
     y = product(_made(xq.row), _made(quantized_weight(weight, True, save_x).row), bias, x, out_dtype)
     nothing = x.new_empty((0,), dtype=torch.uint8)
     return y, _made(xq.transposed).buffer if save_x else nothing, x.new_empty((0,), dtype=torch.uint8)
@@ -427,12 +448,12 @@ def linear_backward_op(
     """The operator's backward."""
     dense, rows = as_dense(dy)
     dyq = Quantized()
-    quantize_into(dyq, dense, rows, dy.shape[-1], BLOCK_1X128, need_dx, need_dw)
+    quantize_into(dyq, dense, rows, dy.shape[-1], GRADIENT, need_dx, need_dw)
     dx = dw = None
     if need_dx:
         dx = product(_made(dyq.row), _made(quantized_weight(weight, False, True).transposed), None, dy, x_dtype)
     if need_dw:
-        dw = weight_gradient(_made(dyq.transposed), Form(x_t, weight.shape[1], rows), weight.dtype)
+        dw = weight_gradient(_made(dyq.transposed), Form(x_t, weight.shape[1], rows, ACTIVATION[1]), weight.dtype)
     return (
         dx if dx is not None else dy.new_empty((0,), dtype=x_dtype),
         dw if dw is not None else dy.new_empty((0,), dtype=weight.dtype),
@@ -441,4 +462,4 @@ def linear_backward_op(
 
 def saved_bytes(x: Tensor) -> int:
     """Size of the buffer that linear_op saves, for tracing."""
-    return form_bytes.__wrapped__(x.shape[-1], padded_rows(x)[1], BLOCK_1X128)
+    return form_bytes.__wrapped__(x.shape[-1], padded_rows(x)[1], ACTIVATION[1])

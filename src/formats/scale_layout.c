@@ -23,7 +23,18 @@ dw_status dw_check_spec(const dw_quantize_spec *spec) {
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "scale layout tcgen05 exists for block 1x32 only, not %s; use row or mn_major",
                        dw_block_name(spec->block));
+    if (spec->transposed_square && spec->block != DW_BLOCK_1X128)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                       "spec.transposed_square is set with block %s; it goes with block 1x128 only",
+                       dw_block_name(spec->block));
     return DW_OK;
+}
+
+dw_quantize_spec dw_result_spec(const dw_quantize_spec *spec, bool transposed) {
+    dw_quantize_spec result = *spec;
+    if (transposed && spec->transposed_square) result.block = DW_BLOCK_128X128;
+    result.transposed_square = false;
+    return result;
 }
 
 dw_grid dw_block_grid(dw_block block, int64_t rows, int64_t cols) {

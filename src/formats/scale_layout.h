@@ -8,6 +8,9 @@
  */
 dw_status dw_check_spec(const dw_quantize_spec *spec);
 
+/* The spec of one result on its own: with the block that it has, and no square transposed form to it. */
+dw_quantize_spec dw_result_spec(const dw_quantize_spec *spec, bool transposed);
+
 /* Rows and columns of the grid of blocks of a [rows, cols] matrix. */
 typedef struct dw_grid {
     int64_t rows, cols;

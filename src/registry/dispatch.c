@@ -20,6 +20,7 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
     if (!has(info->elements, request->spec.element)) return "the element type";
     if (info->operation == DW_OP_QUANTIZE && !has(info->roundings, request->spec.rounding)) return "the rounding";
     if (!has(info->layouts, request->spec.layout)) return "the scale layout";
+    if (request->spec.transposed_square && row->device_type == DW_DEVICE_CPU) return "the square transposed form";
     return "";
 }
 

@@ -42,6 +42,8 @@ dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, co
     if (!by_row && !transposed)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "row and transposed are both NULL; pass at least one output");
     DW_TRY(dw_check_spec(spec));
+    const dw_quantize_spec specs[2] = {dw_result_spec(spec, false), dw_result_spec(spec, true)};
+    if (!by_row || !transposed) spec = &specs[by_row ? 0 : 1];
     dw_view from;
     DW_TRY(dw_check_matrix(source, "source", &from));
     DW_TRY(check_float(source, "source"));
@@ -60,33 +62,38 @@ dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, co
                            .rounding = spec->rounding};
     if (by_row) {
         dw_quantized_view view;
-        DW_TRY(dw_check_quantized(by_row, spec, row_names, source, true, &view));
+        DW_TRY(dw_check_quantized(by_row, &specs[0], row_names, source, true, &view));
         DW_TRY(dw_check_extents(&view.data, from.rows, from.cols));
         job.row_data = view.data.data;
         job.row_ld = view.data.ld;
         if (by_row->scale.dtype == DW_F32)
             job.row_factors = view.scale.data;
         else
-            job.row_scale = dw_make_scale_map(spec, from.rows, from.cols, view.scale.data);
+            job.row_scale = dw_make_scale_map(&specs[0], from.rows, from.cols, view.scale.data);
         views[count++] = view.data;
         views[count++] = view.scale;
     }
     if (transposed) {
         dw_quantized_view view;
-        DW_TRY(dw_check_quantized(transposed, spec, transposed_names, source, true, &view));
+        DW_TRY(dw_check_quantized(transposed, &specs[1], transposed_names, source, true, &view));
         DW_TRY(dw_check_extents(&view.data, from.cols, from.rows));
         job.col_data = view.data.data;
         job.col_ld = view.data.ld;
         if (transposed->scale.dtype == DW_F32)
             job.col_factors = view.scale.data;
         else
-            job.col_scale = dw_make_scale_map(spec, from.cols, from.rows, view.scale.data);
+            job.col_scale = dw_make_scale_map(&specs[1], from.cols, from.rows, view.scale.data);
         views[count++] = view.data;
         views[count++] = view.scale;
     }
     for (int i = 0; i < count; i++)
         for (int j = i + 1; j < count; j++)
             DW_TRY(dw_check_disjoint(&views[i], &views[j]));
+    if (spec->transposed_square && source->device_type == DW_DEVICE_CPU && !row) {
+        /* Two blocks, two kernels: one for each result. */
+        DW_TRY(dw_quantize_with_row(context, NULL, spec, source, by_row, NULL, NULL));
+        return dw_quantize_with_row(context, NULL, spec, source, NULL, transposed, NULL);
+    }
 
     dw_request request = {.operation = DW_OP_QUANTIZE,
                           .orientation = !transposed ? DW_ORIENT_ROW
@@ -168,7 +175,7 @@ dw_status dw_quantize_measure(dw_context *context, const dw_quantize_spec *spec,
     dw_request request = {.operation = DW_OP_QUANTIZE,
                           .orientation = DW_ORIENT_ROW,
                           .source = source->dtype,
-                          .spec = {spec->element, spec->block, spec->rounding, DW_SCALE_ROW},
+                          .spec = {.element = spec->element, .block = spec->block, .rounding = spec->rounding},
                           .rows = from.rows,
                           .cols = from.cols,
                           .device_type = DW_DEVICE_CPU};

@@ -124,9 +124,10 @@ static output draw_output(bench *on, uint8_t *memory, const char *name, int64_t 
 static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype source, dw_orientation orientation,
                           int64_t rows, int64_t cols) {
     static const char *const names[2][2] = {{"row.data", "row.scale"}, {"transposed.data", "transposed.scale"}};
-    snprintf(on->what, sizeof on->what, "%s %s from %s, %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
-             dw_block_name(spec->block), dw_dtype_name(source), dw_rounding_name(spec->rounding),
-             dw_scale_layout_name(spec->layout), (long long)rows, (long long)cols);
+    snprintf(on->what, sizeof on->what, "%s %s%s from %s, %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
+             dw_block_name(spec->block), spec->transposed_square ? " and 128x128" : "", dw_dtype_name(source),
+             dw_rounding_name(spec->rounding), dw_scale_layout_name(spec->layout), (long long)rows, (long long)cols);
+    const dw_quantize_spec specs[2] = {dw_result_spec(spec, false), dw_result_spec(spec, true)};
     int64_t ld = draw_stride(on, cols);
     /* A GPU reads whole elements, so theirs are aligned to their size; a processor's need not be. */
     uint8_t *data =
@@ -141,7 +142,7 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
     for (int t = 0; t < 2; t++) {
         if (!wanted[t]) continue;
         int64_t r = t ? cols : rows, c = t ? rows : cols, shape[2] = {0, 0};
-        dw_scale_shape(spec, r, c, shape);
+        dw_scale_shape(&specs[t], r, c, shape);
         out[t] = draw_output(on, on->data[t], names[t][0], r, c, draw_stride(on, c), 1);
         scale[t] = draw_output(on, on->scale[t], names[t][1], shape[0], shape[1], shape[1], 1);
         quantized[t].data = kernel_view(on, on->data[t] + FENCE, spec->element, r, c, out[t].ld);
@@ -157,7 +158,7 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
     }
     for (int t = 0; t < 2; t++) {
         if (!wanted[t]) continue;
-        dw_expect_quantized(spec, data, source, ld, rows, cols, t == 1, on->expected, on->expected_scale);
+        dw_expect_quantized(&specs[t], data, source, ld, rows, cols, t == 1, on->expected, on->expected_scale);
         compare(on, &out[t], on->expected);
         compare(on, &scale[t], on->expected_scale);
     }
@@ -230,9 +231,14 @@ static void run_formats(bench *on) {
                                 !has(info->layouts, layout) || !has(info->orientations, orientation) ||
                                 (layout == DW_SCALE_TCGEN05 && block != DW_BLOCK_1X32))
                                 continue;
-                            dw_quantize_spec spec = {(dw_dtype)element, (dw_block)block, (dw_rounding)rounding,
-                                                     (dw_scale_layout)layout};
+                            dw_quantize_spec spec = {.element = (dw_dtype)element,
+                                                     .block = (dw_block)block,
+                                                     .rounding = (dw_rounding)rounding,
+                                                     .layout = (dw_scale_layout)layout};
                             run_shapes(on, &spec, (dw_dtype)source, (dw_orientation)orientation);
+                            if (!on->device || orientation != DW_ORIENT_BOTH || block != DW_BLOCK_1X128) continue;
+                            spec.transposed_square = true;
+                            run_shapes(on, &spec, (dw_dtype)source, DW_ORIENT_BOTH);
                         }
 }
 

@@ -136,7 +136,7 @@ static void decoding_is_exact_and_rounds_once(void **state) {
 }
 
 static void assert_shape(dw_block block, dw_scale_layout layout, int64_t rows, int64_t cols, int64_t a, int64_t b) {
-    dw_quantize_spec spec = {DW_E4M3, block, DW_ROUND_RCEIL, layout};
+    dw_quantize_spec spec = {.element = DW_E4M3, .block = block, .rounding = DW_ROUND_RCEIL, .layout = layout};
     int64_t shape[2];
     ASSERT_OK(dw_scale_shape(&spec, rows, cols, shape));
     assert_int_equal(shape[0], a);
@@ -155,7 +155,8 @@ static void scale_shapes(void **state) {
     assert_shape(DW_BLOCK_1X32, DW_SCALE_ROW, 0, 64, 0, 2);
     assert_shape(DW_BLOCK_1X32, DW_SCALE_TCGEN05, 7, 0, 0, 512);
 
-    dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X128, DW_ROUND_RCEIL, DW_SCALE_TCGEN05};
+    dw_quantize_spec spec = {
+        .element = DW_E4M3, .block = DW_BLOCK_1X128, .rounding = DW_ROUND_RCEIL, .layout = DW_SCALE_TCGEN05};
     int64_t shape[2] = {-7, -7};
     assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_UNSUPPORTED, "1x32 only");
     assert_failure(dw_scale_shape(NULL, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "spec is NULL");
@@ -166,12 +167,17 @@ static void scale_shapes(void **state) {
     assert_failure(dw_scale_shape(&spec, INT64_MAX, 0, shape), DW_ERROR_INVALID_ARGUMENT, "too large");
     spec.element = DW_BF16;
     assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "spec.element is bf16");
-    spec = (dw_quantize_spec){DW_E4M3, (dw_block)7, DW_ROUND_RCEIL, DW_SCALE_ROW};
+    spec = (dw_quantize_spec){
+        .element = DW_E4M3, .block = (dw_block)7, .rounding = DW_ROUND_RCEIL, .layout = DW_SCALE_ROW};
     assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "spec.block is 7");
-    spec = (dw_quantize_spec){DW_E4M3, DW_BLOCK_1X32, (dw_rounding)7, DW_SCALE_ROW};
+    spec = (dw_quantize_spec){
+        .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = (dw_rounding)7, .layout = DW_SCALE_ROW};
     assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "spec.rounding is 7");
-    spec = (dw_quantize_spec){DW_E4M3, DW_BLOCK_1X32, DW_ROUND_RCEIL, (dw_scale_layout)7};
+    spec = (dw_quantize_spec){
+        .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = DW_ROUND_RCEIL, .layout = (dw_scale_layout)7};
     assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "spec.layout is 7");
+    spec = (dw_quantize_spec){.element = DW_E4M3, .block = DW_BLOCK_1X32, .transposed_square = true};
+    assert_failure(dw_scale_shape(&spec, 1, 1, shape), DW_ERROR_INVALID_ARGUMENT, "with block 1x128 only");
     assert_int_equal(shape[0], -7); /* no output on failure */
 }
 
@@ -183,7 +189,10 @@ static void scale_offsets_are_distinct(void **state) {
     for (int layout = 0; layout < DW_SCALE_LAYOUT_COUNT; layout++)
         for (int i = 0; i < SIZES; i++)
             for (int j = 0; j < SIZES; j++) {
-                dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X32, DW_ROUND_RCEIL, (dw_scale_layout)layout};
+                dw_quantize_spec spec = {.element = DW_E4M3,
+                                         .block = DW_BLOCK_1X32,
+                                         .rounding = DW_ROUND_RCEIL,
+                                         .layout = (dw_scale_layout)layout};
                 dw_grid grid = {sizes[i], sizes[j]};
                 int64_t shape[2];
                 ASSERT_OK(dw_scale_shape(&spec, grid.rows, 32 * grid.cols, shape));

@@ -137,7 +137,7 @@ static void record_round_trip(void **state) {
     dw_header header = {0};
     add_pair(&header, "w", 300, 200, 3, 2);
     add_pair(&header, "a \"b\"", 0, 5, 0, 1);
-    dw_record made = {.spec = {DW_E4M3, DW_BLOCK_128X128, DW_ROUND_FLOOR, DW_SCALE_ROW}}, read;
+    dw_record made = {.spec = {.element = DW_E4M3, .block = DW_BLOCK_128X128, .rounding = DW_ROUND_FLOOR}}, read;
     ASSERT_OK(dw_record_add(&made, "w", DW_FILE_BF16));
     ASSERT_OK(dw_record_add(&made, "a \"b\"", DW_FILE_F32));
     ASSERT_OK(dw_record_write(&made, &header));

@@ -15,7 +15,10 @@ static void on_every_isa(void (*check)(dw_context *context)) {
 }
 
 static dw_quantize_spec nth_spec(int n) {
-    return (dw_quantize_spec){n & 1 ? DW_E5M2 : DW_E4M3, (dw_block)(n / 4 % 3), (dw_rounding)(n / 2 % 2), DW_SCALE_ROW};
+    return (dw_quantize_spec){.element = n & 1 ? DW_E5M2 : DW_E4M3,
+                              .block = (dw_block)(n / 4 % 3),
+                              .rounding = (dw_rounding)(n / 2 % 2),
+                              .layout = DW_SCALE_ROW};
 }
 enum { SPECS = 12 };
 
@@ -99,6 +102,37 @@ static void adversarial_matrices(void **state) {
     on_every_isa(check_adversarial);
 }
 
+/* A square transposed form beside rows of 1x128: each result is the one that its own block alone gives. */
+static void check_square_transposed(dw_context *context) {
+    static const int64_t sizes[] = {0, 1, 127, 128, 129, 300};
+    enum { SIZES = sizeof sizes / sizeof sizes[0], LARGEST = 300 };
+    dw_random random = {test_seed};
+    uint8_t *source = malloc(LARGEST * LARGEST * 4);
+    for (int n = 0; n < SIZES * SIZES; n++)
+        for (int which = 0; which < 3; which++) {
+            dw_quantize_spec spec = nth_spec(4 + n % 4);
+            spec.transposed_square = true;
+            dw_quantize_spec square = nth_spec(8 + n % 4);
+            int64_t rows = sizes[n / SIZES], cols = sizes[n % SIZES];
+            dw_dtype dtype = sources[n % 3];
+            dw_fill_adversarial(&random, source, dtype, rows, cols, cols);
+            dw_tensor from = dw_matrix(source, dtype, rows, cols);
+            dw_quantized row = make_quantized(&spec, rows, cols), transposed = make_quantized(&square, cols, rows);
+            ASSERT_OK(
+                dw_quantize(context, &spec, &from, which == 1 ? NULL : &row, which == 0 ? NULL : &transposed, NULL));
+            if (which != 1) assert_stated(&spec, &row, source, dtype, cols, 1);
+            if (which != 0) assert_stated(&square, &transposed, source, dtype, 1, cols);
+            free_quantized(&row);
+            free_quantized(&transposed);
+        }
+    free(source);
+}
+
+static void square_transposed_forms(void **state) {
+    (void)state;
+    on_every_isa(check_square_transposed);
+}
+
 /* amax just below, at and just above 1.75 * 2^k for every k that FP32 has. */
 static void check_boundaries(dw_context *context) {
     float source[3][32];
@@ -140,7 +174,8 @@ static void check_known_blocks(dw_context *context) {
     source[4][0] = 0x1p-149f; /* code 0: scaled by 2^127 it is 2^-22, below half of 2^-9 */
     dw_tensor from = dw_matrix(source, DW_F32, 5, 32);
     for (int rounding = 0; rounding < 2; rounding++) {
-        dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X32, (dw_rounding)rounding, DW_SCALE_ROW};
+        dw_quantize_spec spec = {
+            .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = (dw_rounding)rounding, .layout = DW_SCALE_ROW};
         dw_quantized to = make_quantized(&spec, 5, 32);
         ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
         const uint8_t *data = to.data.data, *codes = to.scale.data;
@@ -208,6 +243,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_half_precision_input),
         cmocka_unit_test(adversarial_matrices),
+        cmocka_unit_test(square_transposed_forms),
         cmocka_unit_test(largest_magnitudes_at_the_boundary),
         cmocka_unit_test(known_blocks),
         cmocka_unit_test(round_trips),

@@ -5,7 +5,8 @@
 
 #include "core/fp_state.h"
 
-static const dw_quantize_spec plain = {DW_E4M3, DW_BLOCK_1X32, DW_ROUND_RCEIL, DW_SCALE_ROW};
+static const dw_quantize_spec plain = {
+    .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = DW_ROUND_RCEIL, .layout = DW_SCALE_ROW};
 
 static void bad_calls_are_refused(void **state) {
     (void)state;
@@ -190,7 +191,8 @@ static void the_number_of_threads_changes_nothing(void **state) {
         dw_fill_adversarial(&random, source, DW_BF16, rows, cols, cols);
         dw_tensor from = dw_matrix(source, DW_BF16, rows, cols), target = dw_matrix(back, DW_F32, rows, cols);
         for (int block = 0; block < DW_BLOCK_COUNT; block++) {
-            dw_quantize_spec spec = {DW_E4M3, (dw_block)block, DW_ROUND_FLOOR, DW_SCALE_MN_MAJOR};
+            dw_quantize_spec spec = {
+                .element = DW_E4M3, .block = (dw_block)block, .rounding = DW_ROUND_FLOOR, .layout = DW_SCALE_MN_MAJOR};
             dw_quantized row = make_quantized(&spec, rows, cols), transposed = make_quantized(&spec, cols, rows);
             dw_quantize_stats stats = {0};
             ASSERT_OK(dw_quantize(one, &spec, &from, &row, &transposed, NULL));

@@ -57,8 +57,10 @@ static void statistics_match(void **state) {
     bool saw_saturated = false, saw_underflow = false, saw_nonfinite = false;
     for (int i = 0; i < 5; i++)
         for (int n = 0; n < 36; n++) {
-            dw_quantize_spec spec = {n & 1 ? DW_E5M2 : DW_E4M3, (dw_block)(n / 4 % 3), (dw_rounding)(n / 2 % 2),
-                                     DW_SCALE_TCGEN05};
+            dw_quantize_spec spec = {.element = n & 1 ? DW_E5M2 : DW_E4M3,
+                                     .block = (dw_block)(n / 4 % 3),
+                                     .rounding = (dw_rounding)(n / 2 % 2),
+                                     .layout = DW_SCALE_TCGEN05};
             if (spec.block != DW_BLOCK_1X32) spec.layout = DW_SCALE_MN_MAJOR;
             dw_dtype dtype = sources[n / 12];
             int64_t rows = shapes[i][0], cols = shapes[i][1], ld = cols + 3;
@@ -91,7 +93,8 @@ static void errors_leave_the_statistics_alone(void **state) {
     (void)state;
     dw_context *context = make_context(1, NULL);
     float source[32] = {1};
-    dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X32, DW_ROUND_RCEIL, DW_SCALE_ROW};
+    dw_quantize_spec spec = {
+        .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = DW_ROUND_RCEIL, .layout = DW_SCALE_ROW};
     dw_quantize_stats stats = {.elements = 5};
     dw_tensor from = dw_matrix(source, DW_E5M2, 1, 32);
     assert_failure(dw_quantize_measure(context, &spec, &from, &stats), DW_ERROR_INVALID_ARGUMENT, "source has dtype");

@@ -38,13 +38,14 @@ static void rows_are_well_formed(void **state) {
     dw_context_destroy(context);
 }
 
-static const dw_request plain_request = {.operation = DW_OP_QUANTIZE,
-                                         .orientation = DW_ORIENT_BOTH,
-                                         .source = DW_BF16,
-                                         .spec = {DW_E4M3, DW_BLOCK_1X128, DW_ROUND_RCEIL, DW_SCALE_MN_MAJOR},
-                                         .rows = 100,
-                                         .cols = 200,
-                                         .device_type = DW_DEVICE_CPU};
+static const dw_request plain_request = {
+    .operation = DW_OP_QUANTIZE,
+    .orientation = DW_ORIENT_BOTH,
+    .source = DW_BF16,
+    .spec = {.element = DW_E4M3, .block = DW_BLOCK_1X128, .layout = DW_SCALE_MN_MAJOR},
+    .rows = 100,
+    .cols = 200,
+    .device_type = DW_DEVICE_CPU};
 
 static void dispatch_follows_the_instruction_set(void **state) {
     (void)state;
@@ -74,6 +75,18 @@ static void dispatch_follows_the_instruction_set(void **state) {
         assert_int_equal(lines, rows);
         dw_context_destroy(context);
     }
+}
+
+static void no_processor_kernel_writes_square_transposes_beside_rows(void **state) {
+    (void)state;
+    dw_context *context = make_context(1, "ref");
+    dw_request request = plain_request;
+    request.spec.transposed_square = true;
+    size_t index = 999;
+    char text[8192];
+    assert_failure(dw_dispatch(context, &request, &index, text, sizeof text), DW_ERROR_UNSUPPORTED, "no CPU kernel");
+    assert_non_null(strstr(text, "quantize_both_1x128__ref: does not serve the square transposed form"));
+    dw_context_destroy(context);
 }
 
 static void explanations_are_cut_to_fit(void **state) {
@@ -277,7 +290,8 @@ static void forcing_a_kernel(void **state) {
     dw_context *context = make_context(1, "ref");
     uint16_t source[64] = {0};
     uint8_t data[64], scale[64];
-    dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X32, DW_ROUND_RCEIL, DW_SCALE_ROW};
+    dw_quantize_spec spec = {
+        .element = DW_E4M3, .block = DW_BLOCK_1X32, .rounding = DW_ROUND_RCEIL, .layout = DW_SCALE_ROW};
     dw_tensor from = dw_matrix(source, DW_BF16, 2, 32);
     dw_quantized to = {dw_matrix(data, DW_E4M3, 2, 32), dw_matrix(scale, DW_E8M0, 2, 1)};
     for (size_t i = 0; i < dw_kernel_count(context); i++) {
@@ -303,6 +317,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_are_well_formed),
         cmocka_unit_test(dispatch_follows_the_instruction_set),
+        cmocka_unit_test(no_processor_kernel_writes_square_transposes_beside_rows),
         cmocka_unit_test(explanations_are_cut_to_fit),
         cmocka_unit_test(impossible_requests_are_refused),
         cmocka_unit_test(every_available_row_passes),

@@ -41,7 +41,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None, dy: Tensor) -> tuple[Tenso
     if bias is not None:
         y = y + bias.double()
     dx = decoded_1x128(dy) @ weight
-    dw = decoded_1x128(dy.t().contiguous()) @ decoded_1x128(x.t().contiguous()).t()
+    dw = decoded_1x128(dy.t().contiguous()) @ decoded_128x128(x)
     return y, dx, dw
 
 

@@ -23,7 +23,7 @@ ROUNDED_ONCE = 2.0**-8  # a value rounded to BF16, relative, at most; a factor o
 def quantized_matches(form: cuda_linear.Form, matrix: Tensor) -> bool:
     """Whether a form holds exactly what quantizing `matrix` gives."""
     again = cuda_linear.Quantized()
-    cuda_linear.quantize_into(again, matrix.contiguous(), *matrix.shape, cuda_linear.BLOCK_1X128, True, False)
+    cuda_linear.quantize_into(again, matrix.contiguous(), *matrix.shape, (form.block, form.block), True, False)
     assert again.row is not None
     return torch.equal(form.buffer[: matrix.numel()], again.row.buffer[: matrix.numel()]) and torch.equal(
         form.buffer[cuda_linear.scale_offset(*matrix.shape) :],
@@ -50,6 +50,15 @@ def test_norm(rows: int, cols: int, offset: float) -> None:
     assert oracle.relative(dweight, reference_w.grad) < ROUNDED_ONCE / 3**0.5
 
 
+def scales_of(form: cuda_linear.Form) -> Tensor:
+    """The scale of every element, [rows, cols]."""
+    scales = form.buffer[cuda_linear.scale_offset(form.rows, form.cols) :].view(torch.float32).double()
+    if form.block == cuda_linear.BLOCK_1X128:
+        return scales.view(-1, form.rows).t().repeat_interleave(128, 1)[:, : form.cols]
+    wide = scales.view((form.rows + 127) // 128, -1).repeat_interleave(128, 0).repeat_interleave(128, 1)
+    return wide[: form.rows, : form.cols]
+
+
 @pytest.mark.parametrize(("rows", "inner"), [(16, 128), (64, 384), (144, 1536), (256, 14336)])
 def test_swiglu(rows: int, inner: int) -> None:
     gate_up = (torch.randn(rows, 2 * inner, device=DEVICE) * 3).to(BF16)
@@ -58,12 +67,12 @@ def test_swiglu(rows: int, inner: int) -> None:
     expected = F.silu(reference[:, :inner]) * reference[:, inner:]
     expected.backward(da.double())
     row, transposed = cuda_fused.swiglu_forward(gate_up, inner, True)
+    assert (row.block, transposed.block) == cuda_linear.ACTIVATION
     both, both_t = cuda_fused.swiglu_backward(da, gate_up, inner)
     for form, form_t, exact in ((row, transposed, expected.detach()), (both, both_t, reference.grad)):
         for made, matrix in ((form, exact), (form_t, exact.t())):
             codes = made.buffer[: matrix.numel()].view(torch.float8_e4m3fn).view(matrix.shape).double()
-            scales = made.buffer[cuda_linear.scale_offset(*matrix.shape) :].view(torch.float32)
-            scales = scales.view(-1, matrix.shape[0]).t().double().repeat_interleave(128, 1)[:, : matrix.shape[1]]
+            scales = scales_of(made)
             # One BF16 rounding and one to E4M3: half a step is 2^-4 of a normal value, 2^-10 of the scale below those.
             bound = (2.0**-4 + 2.0**-7) * matrix.abs() + 2.0**-10 * 1.01 * scales
             assert ((codes * scales - matrix).abs() <= bound).all()

@@ -93,6 +93,26 @@ def test_inputs_are_quantized_once() -> None:
     assert torch.equal(changed, q(x.clone()))
 
 
+def test_one_tensor_as_input_and_as_gradient() -> None:
+    """Their transposed forms have other blocks: neither may be taken for the other."""
+    model = layer(256, 256, torch.bfloat16)
+    both, x = (torch.randn(64, 256, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    both[3, 5] = 1000.0
+    gradients = []
+    for dy in (both, both.clone()):
+        model.zero_grad()
+        model(x).backward(dy)
+        first = model[0].weight.grad.clone()
+        model.zero_grad()
+        model(dy).backward(x)
+        gradients.append((first, model[0].weight.grad.clone()))
+        model.zero_grad()
+        model(x).backward(dy)
+        assert torch.equal(model[0].weight.grad, first)
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
 @pytest.mark.parametrize("how", ["in place", "optimizer", "data", "load"])
 def test_weight_copies_follow_the_weight(how: str) -> None:
     model = layer(256, 256, torch.bfloat16)

@@ -116,13 +116,13 @@ static dw_status check_results(const dw_quantize_spec *spec, const dw_quantized 
         const dw_quantized *quantized = i ? transposed : row;
         if (!quantized) continue;
         const int64_t m = i ? cols : rows, n = i ? rows : cols;
+        const dw_quantize_spec own = dw_result_spec(spec, i);
         dw_quantized_view view;
-        DW_TRY(dw_check_quantized(quantized, spec, names[i], first, true, &view));
+        DW_TRY(dw_check_quantized(quantized, &own, names[i], first, true, &view));
         DW_TRY(dw_check_extents(&view.data, m, n));
-        const dw_cuda_scale scale = quantized->scale.dtype == DW_F32
-                                        ? dw_cuda_scale_factors(spec->block, m, n, view.scale.data)
-                                        : dw_cuda_scale_codes(spec, m, n, view.scale.data);
-        *(i ? to_transposed : to_row) = dw_cuda_quantized_of(view.data.data, view.data.ld, scale);
+        *(i ? to_transposed : to_row) =
+            dw_cuda_quantized_of(spec, i, m, n, view.data.data, view.data.ld, view.scale.data,
+                                 quantized->scale.dtype == DW_F32 ? view.scale.data : NULL);
     }
     return DW_OK;
 }
@@ -356,6 +356,10 @@ dw_status dw_swiglu_backward_quantize(dw_context *context, const dw_swiglu_backw
     DW_TRY(check_bf16(&args->dy, "dy", &args->gate_up, gate_up.rows, inner, 0, &dy));
     if (given(&args->dgate_up))
         DW_TRY(check_bf16(&args->dgate_up, "dgate_up", &args->gate_up, gate_up.rows, gate_up.cols, 0, &out));
+    if (args->spec.transposed_square)
+        return dw_fail(DW_ERROR_UNSUPPORTED,
+                       "spec.transposed_square is set; the gradient's transposed form is written in blocks of %s only",
+                       dw_block_name(args->spec.block));
     if (!args->form.interleaved && inner % DW_CUDA_TILE)
         return dw_fail(
             DW_ERROR_UNSUPPORTED,

@@ -53,8 +53,15 @@ dw_cuda_scale dw_cuda_scale_factors(dw_block block, int64_t rows, int64_t cols, 
     return scale;
 }
 
-dw_cuda_quantized dw_cuda_quantized_of(uint8_t *data, int64_t ld, dw_cuda_scale scale) {
-    return (dw_cuda_quantized){.data = data, .ld = ld, .vector = dw_cuda_rows_aligned(data, ld, 1), .scale = scale};
+dw_cuda_quantized dw_cuda_quantized_of(const dw_quantize_spec *spec, bool transposed, int64_t rows, int64_t cols,
+                                       uint8_t *data, int64_t ld, void *codes, float *factors) {
+    const dw_quantize_spec own = dw_result_spec(spec, transposed);
+    return (dw_cuda_quantized){.data = data,
+                               .ld = ld,
+                               .vector = dw_cuda_rows_aligned(data, ld, 1),
+                               .square = transposed && spec->transposed_square,
+                               .scale = factors ? dw_cuda_scale_factors(own.block, rows, cols, factors)
+                                                : dw_cuda_scale_codes(&own, rows, cols, codes)};
 }
 
 dw_cuda_raster dw_cuda_raster_of(int64_t rows, int64_t cols) {
@@ -157,11 +164,6 @@ static dw_cuda_kernel kernels[DW_ORIENT_COUNT][DW_BLOCK_COUNT][3][2] = {
                         [DW_BLOCK_128X128] = SOURCES("both", "128x128")},
 };
 
-static dw_cuda_scale job_scale(const dw_request *request, int64_t rows, int64_t cols, void *codes, float *factors) {
-    return factors ? dw_cuda_scale_factors(request->spec.block, rows, cols, factors)
-                   : dw_cuda_scale_codes(&request->spec, rows, cols, codes);
-}
-
 dw_status dw_cuda_quantize(dw_context *context, const dw_request *request, const dw_quantize_job *job, void *stream) {
     (void)context;
     if (job->rows > DW_CUDA_EXTENT_MAX || job->cols > DW_CUDA_EXTENT_MAX)
@@ -181,13 +183,11 @@ dw_status dw_cuda_quantize(dw_context *context, const dw_request *request, const
         .raster = dw_cuda_raster_of(job->rows, job->cols),
     };
     if (request->orientation != DW_ORIENT_TRANSPOSED)
-        params.row =
-            dw_cuda_quantized_of(job->row_data, job->row_ld,
-                                 job_scale(request, job->rows, job->cols, job->row_scale.base, job->row_factors));
+        params.row = dw_cuda_quantized_of(&request->spec, false, job->rows, job->cols, job->row_data, job->row_ld,
+                                          job->row_scale.base, job->row_factors);
     if (request->orientation != DW_ORIENT_ROW)
-        params.transposed =
-            dw_cuda_quantized_of(job->col_data, job->col_ld,
-                                 job_scale(request, job->cols, job->rows, job->col_scale.base, job->col_factors));
+        params.transposed = dw_cuda_quantized_of(&request->spec, true, job->cols, job->rows, job->col_data, job->col_ld,
+                                                 job->col_scale.base, job->col_factors);
 
     dw_cuda_shape shape = dw_cuda_tile_shape(&params.raster, 0);
     if (request->orientation == DW_ORIENT_ROW && job->block != DW_BLOCK_128X128) {

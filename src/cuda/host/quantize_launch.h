@@ -26,8 +26,9 @@ typedef struct dw_cuda_shape {
 dw_cuda_scale dw_cuda_scale_codes(const dw_quantize_spec *spec, int64_t rows, int64_t cols, void *codes);
 dw_cuda_scale dw_cuda_scale_factors(dw_block block, int64_t rows, int64_t cols, float *factors);
 
-/* One quantized result. */
-dw_cuda_quantized dw_cuda_quantized_of(uint8_t *data, int64_t ld, dw_cuda_scale scale);
+/* One result [rows, cols] of a quantization by `spec`: FP32 factors where those are given, else codes. */
+dw_cuda_quantized dw_cuda_quantized_of(const dw_quantize_spec *spec, bool transposed, int64_t rows, int64_t cols,
+                                       uint8_t *data, int64_t ld, void *codes, float *factors);
 
 /* The walk over the tiles of a [rows, cols] matrix. */
 dw_cuda_raster dw_cuda_raster_of(int64_t rows, int64_t cols);

@@ -122,9 +122,14 @@ DW_DEVICE void store_scale(const dw_cuda_scale *s, int r, int c, uint32_t code) 
 DW_DEVICE void store_scales(const dw_cuda_scale *s, const uint8_t *codes, int rows, int cols, int row0, int col0,
                             int thread, int threads) {
     const bool along_rows = s->atoms_per_row == 0 && s->row_stride <= s->col_stride;
-    for (int i = thread; i < rows * cols; i += threads) {
-        int r = along_rows ? i % rows : i / cols;
-        int c = along_rows ? i / rows : i % cols;
+#pragma unroll
+    for (int pass = 0; pass * threads < rows * cols; pass++) {
+        const uint32_t i = (uint32_t)(pass * threads + thread);
+        if ((pass + 1) * threads > rows * cols && i >= (uint32_t)(rows * cols)) {
+            break;
+        }
+        const int r = (int)(along_rows ? i % (uint32_t)rows : i / (uint32_t)cols);
+        const int c = (int)(along_rows ? i / (uint32_t)rows : i % (uint32_t)cols);
         store_scale(s, row0 + r, col0 + c, codes[c * rows + r]);
     }
 }

@@ -83,16 +83,24 @@ DW_DEVICE uint32_t max_u16x2(uint32_t a, uint32_t b) {
     return v;
 }
 
-/* 2^x and 1/x to about two units in the last place. */
-DW_DEVICE float ex2_approx_f32(float x) {
-    float v;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
+/* Two BF16 products, rounded to nearest even. */
+DW_DEVICE uint32_t mul_rn_bf16x2(uint32_t a, uint32_t b) {
+    uint32_t v;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
     return v;
 }
 
-DW_DEVICE float rcp_approx_f32(float x) {
+/* 2^x and 1/x to about two units in the last place; subnormal arguments and results are taken as zero, without which
+ * each would be five instructions. */
+DW_DEVICE float ex2_approx_ftz_f32(float x) {
     float v;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
+DW_DEVICE float rcp_approx_ftz_f32(float x) {
+    float v;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
     return v;
 }
 

@@ -28,6 +28,7 @@ typedef struct dw_cuda_quantized {
     uint8_t *data;
     int64_t ld;
     int32_t vector; /* data and ld are multiples of 16 bytes */
+    int32_t square; /* a transposed result whose blocks are 128x128 where those of the rows are 1x128 */
     dw_cuda_scale scale;
 } dw_cuda_quantized;
 

@@ -2,10 +2,12 @@
  * 128x128.
  *
  * Computes, for 1xB blocks, the FP8 matrix with blocks along its rows and the FP8 transpose with blocks along the
- * source's columns, each from the source's own values; for 128x128 blocks one code a square, whose elements serve both.
+ * source's columns (or, for B = 128, one square block a tile), each from the source's own values; for 128x128 blocks
+ * one code a square, whose elements serve both.
  *
  * Floor: source bytes + 1 byte an element and orientation; BF16 to both moves 4.02 bytes an element. At the bandwidth
- * of an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 9.
+ * of an H200 a multiprocessor has about 28 instruction slots an element for it; this takes about 12 for BF16 (counted
+ * in the machine code).
  *
  * Plan: one 128x128 tile a block of 256 threads, 32 (FP32: 64) data registers a thread, held from the only read to the
  * last conversion (square_tile.cuh says who holds what). A block alternates between waiting for its tile and working;
@@ -15,19 +17,6 @@
 #define DW_DEVICE_QUANTIZE_TILE_CUH
 
 #include "common/square_tile.cuh"
-
-/* The scale of one square block at (r, c) of the grid, and the padding that the last block of a line owns. */
-DW_DEVICE void store_square_scale(const dw_cuda_scale *s, int r, int c, int grid_rows, int grid_cols, uint32_t code) {
-    store_scale(s, r, c, code);
-    const int32_t padded_rows = r == grid_rows - 1 ? max(s->padded_rows, r + 1) : r + 1;
-    const int32_t factor_cols = c == grid_cols - 1 ? max(s->factor_cols, c + 1) : c + 1;
-    for (int i = r + 1; s->codes != NULL && i < padded_rows; i++) {
-        s->codes[i * s->row_stride + c * s->col_stride] = 0;
-    }
-    for (int i = c + 1; s->factors != NULL && i < factor_cols; i++) {
-        s->factors[r * s->factor_row_stride + i * s->factor_col_stride] = 0.0f;
-    }
-}
 
 DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quantize_params *p,
                                      const square_tile_place *at, square_tile_units *t, bool want_row,
@@ -41,17 +30,9 @@ DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quanti
             amax = larger(amax, unit_amax(t->v[i][k], source), source);
         }
     }
-    if (source != DW_F32) {
-        amax = max(amax & 0xFFFFu, amax >> 16);
-    }
-    amax = __reduce_max_sync(0xFFFFFFFFu, amax);
-    s->warp_amax[threadIdx.x / 32] = amax;
+    amax = square_amax_partial(s, amax, source);
     __syncthreads();
-#pragma unroll
-    for (int w = 0; w < TILE_WARPS; w++) {
-        amax = max(amax, s->warp_amax[w]);
-    }
-    const uint32_t code = scale_code(amax_as_f32(amax, source), p->round_add, element);
+    const uint32_t code = scale_code(amax_as_f32(square_amax(s, amax), source), p->round_add, element);
     const float inverse = scale_inverse(code);
     if (want_transposed) {
         quantize_tile_columns(s, at, t, inverse, source, element, DW_BLOCK_128X128);
@@ -90,8 +71,10 @@ DW_DEVICE void quantize_tile(const dw_cuda_quantize_params *p, bool want_row, bo
     if (block == DW_BLOCK_128X128) {
         quantize_square_block(&s, p, &at, &t, want_row, want_transposed, source, element);
     } else {
-        quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, want_row, want_transposed, source,
-                             element, block);
+        /* A square transposed form alone is the business of the 128x128 kernels. */
+        const bool square = want_row && block == DW_BLOCK_1X128 && p->transposed.square;
+        quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, want_row, want_transposed, square,
+                             source, element, block);
     }
 }
 

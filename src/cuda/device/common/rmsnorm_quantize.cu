@@ -185,7 +185,8 @@ DW_DEVICE void rmsnorm_quantize_tile(const dw_cuda_rmsnorm_params *p, int block)
         }
     }
     quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
-                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
+                         p->transposed.data != NULL, block == DW_BLOCK_1X128 && p->transposed.square, DW_BF16, DW_E4M3,
+                         block);
 }
 
 #define RMSNORM_TILE(NAME, BLOCK)                                                                                      \

@@ -112,7 +112,8 @@ DW_DEVICE void rmsnorm_quantize_panel(const dw_cuda_rmsnorm_params *p, int block
             }
         }
         quantize_square_tile(&s->tile, &p->row, &p->transposed, &at, &v, p->round_add, p->row.data != NULL,
-                             p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
+                             p->transposed.data != NULL, block == DW_BLOCK_1X128 && p->transposed.square, DW_BF16,
+                             DW_E4M3, block);
         __syncthreads();
     }
     barrier_cluster_wait();

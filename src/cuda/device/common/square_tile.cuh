@@ -22,9 +22,15 @@
 
 typedef struct square_tile_shared {
     uint4 transposed[TILE * TILE / 16];
-    uint32_t column_amax[TILE_WARPS][TILE]; /* 16-bit sources use the first half of each row, packed */
-    float column_inverse[4][TILE];          /* [rows / B][column] */
-    uint8_t row_codes[4 * TILE];            /* [block][row] */
+    union {
+        uint32_t column_amax_f32[TILE_WARPS][TILE];     /* FP16 uses the first half of each row, packed */
+        uint32_t column_amax[2 * TILE_WARPS][TILE / 2]; /* BF16: [8 rows][two columns] */
+    };
+    union {
+        float column_inverse[4][TILE]; /* [rows / B][column] */
+        uint32_t column_inverse_pairs[4][TILE / 2];
+    };
+    uint8_t row_codes[4 * TILE]; /* [block][row] */
     uint8_t column_codes[4 * TILE];
     uint32_t warp_amax[TILE_WARPS];
 } square_tile_shared;
@@ -186,13 +192,48 @@ DW_DEVICE void quantize_tile_rows(square_tile_shared *s, const dw_cuda_quantized
     }
 }
 
+/* ---- square blocks --------------------------------------------------------------------------------------------- */
+
+/* The largest magnitude among this warp's units, also to shared memory. 16-bit sources: `amax` still has two maxima. */
+DW_DEVICE uint32_t square_amax_partial(square_tile_shared *s, uint32_t amax, int source) {
+    if (source != DW_F32) {
+        amax = max(amax & 0xFFFFu, amax >> 16);
+    }
+    amax = __reduce_max_sync(0xFFFFFFFFu, amax);
+    s->warp_amax[threadIdx.x / 32] = amax;
+    return amax;
+}
+
+/* That of the tile, given that of the own warp or zero. A barrier stands before. */
+DW_DEVICE uint32_t square_amax(const square_tile_shared *s, uint32_t amax) {
+#pragma unroll
+    for (int w = 0; w < TILE_WARPS; w++) {
+        amax = max(amax, s->warp_amax[w]);
+    }
+    return amax;
+}
+
+/* The scale of one square block at (r, c) of the grid, and the padding that the last block of a line owns. */
+DW_DEVICE void store_square_scale(const dw_cuda_scale *s, int r, int c, int grid_rows, int grid_cols, uint32_t code) {
+    store_scale(s, r, c, code);
+    const int32_t padded_rows = r == grid_rows - 1 ? max(s->padded_rows, r + 1) : r + 1;
+    const int32_t factor_cols = c == grid_cols - 1 ? max(s->factor_cols, c + 1) : c + 1;
+    for (int i = r + 1; s->codes != NULL && i < padded_rows; i++) {
+        s->codes[i * s->row_stride + c * s->col_stride] = 0;
+    }
+    for (int i = c + 1; s->factors != NULL && i < factor_cols; i++) {
+        s->factors[r * s->factor_row_stride + i * s->factor_col_stride] = 0.0f;
+    }
+}
+
 /* ---- along columns -------------------------------------------------------------------------------------------------
  */
 
-/* Column maxima over this warp's 16 rows, to shared memory. */
+/* Column maxima over this warp's 16 rows, and that of all of it where the block is square, to shared memory. */
 DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_place *at, const square_tile_units *t,
-                                   int source) {
+                                   bool square, int source) {
     const int units = source == DW_F32 ? 2 : 1;
+    uint32_t all = 0;
 #pragma unroll
     for (int k = 0; k < units; k++) {
         uint32_t m[4] = {0, 0, 0, 0};
@@ -208,21 +249,26 @@ DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_plac
             m[i] = larger(m[i], __shfl_xor_sync(0xFFFFFFFFu, m[i], 16), source);
         }
         if (threadIdx.x % 32 < 16) {
-            uint4 *to = (uint4 *)s->column_amax[threadIdx.x / 32] + k * 16 + at->lane_unit;
+            uint4 *to = (uint4 *)s->column_amax_f32[threadIdx.x / 32] + k * 16 + at->lane_unit;
             *to = make_uint4(m[0], m[1], m[2], m[3]);
         }
+        all = larger(all, larger(larger(m[0], m[1], source), larger(m[2], m[3], source), source), source);
+    }
+    if (square) {
+        square_amax_partial(s, all, source);
     }
 }
 
 /* Joins the warps' maxima: codes and inverses of every column block of the tile. A barrier stands before and after. */
-DW_DEVICE void column_scales(square_tile_shared *s, uint32_t round_add, int source, int element, int block) {
+DW_DEVICE void column_scales(square_tile_shared *s, uint32_t round_add, bool square, int source, int element,
+                             int block) {
     const int groups = block == DW_BLOCK_1X32 ? 4 : 1, warps = TILE_WARPS / groups;
     for (int i = (int)threadIdx.x; i < groups * TILE; i += TILE_THREADS) {
         const int column = i % TILE, group = i / TILE;
-        uint32_t amax = 0;
+        uint32_t amax = square ? square_amax(s, 0) : 0;
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            const uint32_t *row = s->column_amax[group * warps + w];
+            const uint32_t *row = s->column_amax_f32[group * warps + w];
             amax = max(amax, source == DW_F32 ? row[column] : ((const uint16_t *)row)[column]);
         }
         uint32_t code = scale_code(amax_as_f32(amax, source), round_add, element);
@@ -263,21 +309,22 @@ DW_DEVICE void quantize_tile_columns(square_tile_shared *s, const square_tile_pl
 /* The shared transpose to memory: 8 lanes write the 128 bytes of a column. */
 DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_quantized *out,
                                   const square_tile_place *at, int source) {
+    const int passes = TILE * 8 / TILE_THREADS, stride = TILE_THREADS / 8;
     const bool whole = out->vector && tile_is_whole(at);
-    const int chunk = (int)threadIdx.x % 8;
+    const uint32_t chunk = threadIdx.x % 8, first = threadIdx.x / 8;
+    const int row = at->row0 + (int)chunk * 16;
+    uint8_t *to = out->data + (at->col0 + (int)first) * out->ld + row;
 #pragma unroll
-    for (int pass = 0; pass < TILE * 8 / TILE_THREADS; pass++) {
-        const int column = pass * (TILE_THREADS / 8) + (int)threadIdx.x / 8;
-        const int writer = column / unit_elements(source) % 16;
+    for (int pass = 0; pass < passes; pass++) {
+        const uint32_t column = (uint32_t)(pass * stride) + first;
+        const uint32_t writer = column / (uint32_t)unit_elements(source) % 16;
         uint4 v = s->transposed[column * 8 + (chunk ^ writer / 2)];
         if (writer & 1) {
             v = make_uint4(v.z, v.w, v.x, v.y);
         }
-        const int row = at->row0 + chunk * 16;
-        uint8_t *to = out->data + (at->col0 + column) * out->ld + row;
         if (whole) {
             st_global_v4(to, v);
-        } else if (at->col0 + column < at->cols) {
+        } else if (at->col0 + (int)column < at->cols) {
 #pragma unroll
             for (int i = 0; i < 16; i++) {
                 uint32_t word = i < 4 ? v.x : i < 8 ? v.y : i < 12 ? v.z : v.w;
@@ -286,21 +333,45 @@ DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_qua
                 }
             }
         }
+        to += stride * out->ld;
     }
 }
+
+/* The scales of the transposed result, of which column_codes holds those of every column block (of a square block:
+ * all the same). */
+DW_DEVICE void store_column_scales(const square_tile_shared *s, const dw_cuda_quantized *out,
+                                   const square_tile_place *at, bool square, int block) {
+    const int thread = (int)threadIdx.x;
+    if (square) {
+        if (thread == 0) {
+            store_square_scale(&out->scale, at->col0 / TILE, at->row0 / TILE, (at->cols + TILE - 1) / TILE,
+                               (at->rows + TILE - 1) / TILE, s->column_codes[0]);
+        }
+        return;
+    }
+    store_scales(&out->scale, s->column_codes, TILE, TILE / block_columns(block), at->col0,
+                 at->row0 / block_columns(block), thread, TILE_THREADS);
+}
+
+#include "common/bf16_tile.cuh"
 
 /* ---- the whole tile
  * -------------------------------------------------------------------------------------------------- */
 
-/* 1xB blocks of a tile held in registers, in the orientations asked for. Begins with `s` free and ends with it in use:
- * a caller that goes on to another tile puts a barrier between. */
+/* 1xB blocks of a tile held in registers, in the orientations asked for; `square`, which goes with 1x128: the transpose
+ * as one square block. Begins with `s` free and ends with it in use: a caller that goes on to another tile puts a
+ * barrier between. */
 DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantized *row,
                                     const dw_cuda_quantized *transposed, const square_tile_place *at,
                                     square_tile_units *t, uint32_t round_add, bool want_row, bool want_transposed,
-                                    int source, int element, int block) {
+                                    bool square, int source, int element, int block) {
+    if (source == DW_BF16) {
+        quantize_bf16_tile(s, row, transposed, at, t, round_add, want_row, want_transposed, square, element, block);
+        return;
+    }
     const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
     if (want_transposed) {
-        column_amax_partial(s, at, t, source);
+        column_amax_partial(s, at, t, square, source);
     }
     if (want_row) {
         if (row->vector && tile_is_whole(at)) {
@@ -312,13 +383,12 @@ DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantiz
     forget_unpacked(t, source);
     __syncthreads();
     if (want_transposed) {
-        column_scales(s, round_add, source, element, block);
+        column_scales(s, round_add, square, source, element, block);
         __syncthreads();
         quantize_tile_columns(s, at, t, 0.0f, source, element, block);
         __syncthreads();
         store_tile_columns(s, transposed, at, source);
-        store_scales(&transposed->scale, s->column_codes, TILE, blocks, at->col0, at->row0 / block_cols, thread,
-                     TILE_THREADS);
+        store_column_scales(s, transposed, at, square, block);
     }
     if (want_row) {
         store_scales(&row->scale, s->row_codes, TILE, blocks, at->row0, at->col0 / block_cols, thread, TILE_THREADS);

@@ -20,8 +20,8 @@ typedef struct backward_shared {
 
 /* Gate's units into `t`, up's into `up`. */
 DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TILE_THREADS],
-                                    const square_tile_place *at, const dw_cuda_swiglu_params *p) {
-    const gate_form form = gate_form_of(p);
+                                    const square_tile_place *at, const dw_cuda_swiglu_params *p, bool clamped) {
+    const gate_form form = {p->alpha, p->limit};
     const bool whole = p->source_vector && tile_is_whole(at);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
     const int row0 = at->row0 + at->lane_row;
@@ -53,8 +53,8 @@ DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TI
             for (int j = 0; j < 4; j++) {
                 const uint32_t gw = unit_word(g[i], j), uw = unit_word(u[i], j), dw = unit_word(dy[i], j);
                 float dg0, du0, dg1, du1;
-                gated_backward(&form, low_bf16(gw), low_bf16(uw), low_bf16(dw), &dg0, &du0);
-                gated_backward(&form, high_bf16(gw), high_bf16(uw), high_bf16(dw), &dg1, &du1);
+                gated_backward(form, clamped, low_bf16(gw), low_bf16(uw), low_bf16(dw), &dg0, &du0);
+                gated_backward(form, clamped, high_bf16(gw), high_bf16(uw), high_bf16(dw), &dg1, &du1);
                 gates[j] = cvt_rn_bf16x2_f32(dg1, dg0);
                 ups[j] = cvt_rn_bf16x2_f32(du1, du0);
             }
@@ -66,8 +66,8 @@ DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TI
 
 /* A tile of the gradient whose columns alternate gate and up; `at` places it in the [rows, 2 * inner] matrix. */
 DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile_place *at,
-                                         const dw_cuda_swiglu_params *p) {
-    const gate_form form = gate_form_of(p);
+                                         const dw_cuda_swiglu_params *p, bool clamped) {
+    const gate_form form = {p->alpha, p->limit};
     const bool whole = p->source_vector && tile_is_whole(at);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
     const int row0 = at->row0 + at->lane_row;
@@ -99,8 +99,8 @@ DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile
             for (int j = 0; j < 4; j++) {
                 const uint32_t pair = unit_word(gu[i], j), dw = j < 2 ? dy[i].x : dy[i].y;
                 float dg, du;
-                gated_backward(&form, low_bf16(pair), high_bf16(pair), j % 2 == 0 ? low_bf16(dw) : high_bf16(dw), &dg,
-                               &du);
+                gated_backward(form, clamped, low_bf16(pair), high_bf16(pair),
+                               j % 2 == 0 ? low_bf16(dw) : high_bf16(dw), &dg, &du);
                 word[j] = cvt_rn_bf16x2_f32(du, dg);
             }
             t->v[batch + i][0] = make_uint4(word[0], word[1], word[2], word[3]);
@@ -119,7 +119,7 @@ DW_DEVICE void finish_tile(square_tile_shared *s, const dw_cuda_swiglu_params *p
         }
     }
     quantize_square_tile(s, &p->row, &p->transposed, at, t, p->round_add, p->row.data != NULL,
-                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
+                         p->transposed.data != NULL, false, DW_BF16, DW_E4M3, block);
 }
 
 DW_DEVICE void swiglu_backward_halves(const dw_cuda_swiglu_params *p, int block) {
@@ -129,7 +129,11 @@ DW_DEVICE void swiglu_backward_halves(const dw_cuda_swiglu_params *p, int block)
     raster_tile(&p->raster, blockIdx.x, &tile_row, &tile_col);
     square_tile_place at = place_in_tile(tile_row * TILE, tile_col * TILE, p->rows, 2 * p->inner);
     square_tile_units t;
-    backward_tile_halves(&t, s->up, &at, p);
+    if (p->clamped) {
+        backward_tile_halves(&t, s->up, &at, p, true);
+    } else {
+        backward_tile_halves(&t, s->up, &at, p, false);
+    }
     finish_tile(&s->tile, p, &at, &t, block);
     __syncthreads();
     at.col0 += p->inner;
@@ -147,7 +151,11 @@ DW_DEVICE void swiglu_backward_interleaved(const dw_cuda_swiglu_params *p, int b
     raster_tile(&p->raster, blockIdx.x, &tile_row, &tile_col);
     const square_tile_place at = place_in_tile(tile_row * TILE, tile_col * TILE, p->rows, 2 * p->inner);
     square_tile_units t;
-    backward_tile_interleaved(&t, &at, p);
+    if (p->clamped) {
+        backward_tile_interleaved(&t, &at, p, true);
+    } else {
+        backward_tile_interleaved(&t, &at, p, false);
+    }
     finish_tile(s, p, &at, &t, block);
 }
 

@@ -12,29 +12,31 @@
 
 #define BATCH 4
 
-DW_DEVICE uint4 gated_unit_halves(const gate_form *form, uint4 g, uint4 u) {
+DW_DEVICE uint4 gated_unit_halves(gate_form form, bool clamped, uint4 g, uint4 u) {
     uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t gi = unit_word(g, i), ui = unit_word(u, i);
-        word[i] = cvt_rn_bf16x2_f32(gated(form, high_bf16(gi), high_bf16(ui)), gated(form, low_bf16(gi), low_bf16(ui)));
+        word[i] = cvt_rn_bf16x2_f32(gated(form, clamped, high_bf16(gi), high_bf16(ui)),
+                                    gated(form, clamped, low_bf16(gi), low_bf16(ui)));
     }
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-DW_DEVICE uint4 gated_unit_interleaved(const gate_form *form, uint4 first, uint4 second) {
+DW_DEVICE uint4 gated_unit_interleaved(gate_form form, bool clamped, uint4 first, uint4 second) {
     uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t a = unit_word(i < 2 ? first : second, 2 * i % 4), b = unit_word(i < 2 ? first : second, 2 * i % 4 + 1);
-        word[i] = cvt_rn_bf16x2_f32(gated(form, low_bf16(b), high_bf16(b)), gated(form, low_bf16(a), high_bf16(a)));
+        word[i] = cvt_rn_bf16x2_f32(gated(form, clamped, low_bf16(b), high_bf16(b)),
+                                    gated(form, clamped, low_bf16(a), high_bf16(a)));
     }
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
 DW_DEVICE void swiglu_tile(square_tile_units *t, const square_tile_place *at, const dw_cuda_swiglu_params *p,
-                           bool interleaved) {
-    const gate_form form = gate_form_of(p);
+                           bool interleaved, bool clamped) {
+    const gate_form form = {p->alpha, p->limit};
     const bool whole = p->source_vector && tile_is_whole(at) && (interleaved || p->inner % 8 == 0);
     const int col = at->col0 + lane_column(at, 0, DW_BF16);
     const int first_col = interleaved ? 2 * col : col, second_col = interleaved ? 2 * col + 8 : p->inner + col;
@@ -64,8 +66,8 @@ DW_DEVICE void swiglu_tile(square_tile_units *t, const square_tile_place *at, co
         }
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            t->v[batch + i][0] = interleaved ? gated_unit_interleaved(&form, first[i], second[i])
-                                             : gated_unit_halves(&form, first[i], second[i]);
+            t->v[batch + i][0] = interleaved ? gated_unit_interleaved(form, clamped, first[i], second[i])
+                                             : gated_unit_halves(form, clamped, first[i], second[i]);
         }
     }
 }
@@ -76,7 +78,11 @@ DW_DEVICE void swiglu_quantize(const dw_cuda_swiglu_params *p, bool interleaved,
     raster_tile(&p->raster, blockIdx.x, &tile_row, &tile_col);
     const square_tile_place at = place_in_tile(tile_row * TILE, tile_col * TILE, p->rows, p->inner);
     square_tile_units t;
-    swiglu_tile(&t, &at, p, interleaved);
+    if (p->clamped) {
+        swiglu_tile(&t, &at, p, interleaved, true);
+    } else {
+        swiglu_tile(&t, &at, p, interleaved, false);
+    }
     if (p->out != NULL) {
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
@@ -85,7 +91,8 @@ DW_DEVICE void swiglu_quantize(const dw_cuda_swiglu_params *p, bool interleaved,
         }
     }
     quantize_square_tile(&s, &p->row, &p->transposed, &at, &t, p->round_add, p->row.data != NULL,
-                         p->transposed.data != NULL, DW_BF16, DW_E4M3, block);
+                         p->transposed.data != NULL, block == DW_BLOCK_1X128 && p->transposed.square, DW_BF16, DW_E4M3,
+                         block);
 }
 
 #define SWIGLU_QUANTIZE(NAME, INTERLEAVED, BLOCK)                                                                      \
