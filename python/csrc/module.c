@@ -41,9 +41,18 @@ PyObject *raise_status(PyObject *module, dw_status status) {
     return NULL;
 }
 
+/* The library's warnings become Python's. Where those are errors, the call goes on all the same. */
+static void warn(const char *text, void *data) {
+    (void)data;
+    PyGILState_STATE state = PyGILState_Ensure();
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, text, 1) < 0) PyErr_WriteUnraisable(NULL);
+    PyGILState_Release(state);
+}
+
 dw_context *process_context(void) {
     static dw_context *context;
     if (!context) {
+        dw_set_warning_handler(warn, NULL);
         dw_status status = dw_context_create(NULL, &context);
         if (status != DW_OK) {
             context = NULL;

@@ -59,7 +59,8 @@ static unsigned char find_out(dw_context *context, const dw_kernel_row *row, con
                  result.first_mismatch);
         return REFUTED;
     default:
-        snprintf(warning, capacity, "kernel %s (%s to %s) is used on GPU %d without its self-test, which could not run: %s",
+        snprintf(warning, capacity,
+                 "kernel %s (%s to %s) is used on GPU %d without its self-test, which could not run: %s",
                  row->info.name, source, element, request->device_id, dw_last_error());
         return TRUSTED;
     }

@@ -56,7 +56,8 @@ static int hash_code(struct dl_phdr_info *object, size_t size, void *argument) {
     for (int i = 0; i < object->dlpi_phnum; i++) {
         const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
         if (segment->p_type == PT_LOAD && segment->p_flags & PF_X)
-            search->state = hash(search->state, (const void *)(object->dlpi_addr + segment->p_vaddr), segment->p_filesz);
+            search->state =
+                hash(search->state, (const void *)(object->dlpi_addr + segment->p_vaddr), segment->p_filesz);
     }
     return 1;
 }
@@ -68,8 +69,8 @@ static void find_build_id(void) {
     code_search search = {(uintptr_t)&find_build_id, HASH_START};
     dl_iterate_phdr(hash_code, &search);
     for (size_t i = 0; i < dw_cuda_image_total; i++)
-        search.state = hash(search.state, dw_cuda_images[i].begin,
-                            (size_t)(dw_cuda_images[i].end - dw_cuda_images[i].begin));
+        search.state =
+            hash(search.state, dw_cuda_images[i].begin, (size_t)(dw_cuda_images[i].end - dw_cuda_images[i].begin));
     build_id = search.state;
 }
 
@@ -112,8 +113,8 @@ bool dw_proof_file_of(int device, dw_proof_file *file) {
     find_release(release, sizeof release);
     snprintf(file->path, sizeof file->path, "%s/selftest-%s-%016" PRIx64 ".txt", file->folder, identity, build_id);
     snprintf(file->header, sizeof file->header,
-             "deepwell self-tests passed, format 1\ndevice %s, %s\ndriver %d, %s\nbuild %s, %016" PRIx64 "\n", info.name,
-             identity, driver->version, release, dw_version(), build_id);
+             "deepwell self-tests passed, format 1\ndevice %s, %s\ndriver %d, %s\nbuild %s, %016" PRIx64 "\n",
+             info.name, identity, driver->version, release, dw_version(), build_id);
     return true;
 }
 

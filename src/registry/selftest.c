@@ -1,6 +1,6 @@
-/* Proves one row of the table, or the part of it that one pair of types uses: every combination of formats it serves, on
- * edge shapes and on shapes drawn from the seed, with adversarial data, odd strides and odd alignment. Outputs are poisoned, so that an unwritten byte shows,
- * and the gaps between rows and the memory around must keep their poison. */
+/* Proves one row of the table, or the part of it that one pair of types uses: every combination of formats it serves,
+ * on edge shapes and on shapes drawn from the seed, with adversarial data, odd strides and odd alignment. Outputs are
+ * poisoned, so that an unwritten byte shows, and the gaps between rows and the memory around must keep their poison. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -125,9 +125,10 @@ static output draw_output(bench *on, uint8_t *memory, const char *name, int64_t 
 
 /* What a case writes scales as: codes in a layout, or FP32 factors as dw_gemm reads them. */
 typedef struct scale_form {
-    bool factors, square; /* square: factors of 128x128 blocks, in rows filled up to 4; else block by block down a column */
-    int64_t shape[2];     /* as the view says it */
-    int64_t rows, cols;   /* as it lies in memory */
+    bool factors,
+        square;       /* square: factors of 128x128 blocks, in rows filled up to 4; else block by block down a column */
+    int64_t shape[2]; /* as the view says it */
+    int64_t rows, cols; /* as it lies in memory */
     int64_t size;
 } scale_form;
 
@@ -140,8 +141,8 @@ static scale_form form_of(const dw_quantize_spec *spec, bool factors, int64_t ro
 }
 
 static dw_tensor scale_view(const bench *on, const scale_form *form, uint8_t *memory) {
-    dw_tensor tensor = kernel_view(on, memory, form->factors ? DW_F32 : DW_E8M0, form->shape[0], form->shape[1],
-                                   form->shape[1]);
+    dw_tensor tensor =
+        kernel_view(on, memory, form->factors ? DW_F32 : DW_E8M0, form->shape[0], form->shape[1], form->shape[1]);
     if (form->factors) {
         tensor.strides[0] = form->square ? form->cols : 1;
         tensor.strides[1] = form->square ? 1 : form->cols;

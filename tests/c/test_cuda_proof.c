@@ -288,9 +288,9 @@ static void damaged_and_foreign_files_count_as_none(void **state) {
         memcpy(bad, good, length + 1);
         unlink(path);
         switch (damage) {
-        case 0: bad[length / 2] ^= 1; break;                        /* a flipped bit */
-        case 1: size = length - 1; break;                           /* cut short */
-        case 2: size = 0; break;                                    /* empty */
+        case 0: bad[length / 2] ^= 1; break;                              /* a flipped bit */
+        case 1: size = length - 1; break;                                 /* cut short */
+        case 2: size = 0; break;                                          /* empty */
         case 3: bad[strlen("deepwell self-tests passed, ")] = 'F'; break; /* another format */
         case 4: memcpy(strstr(bad, "driver 13000"), "driver 12000", 12); break;
         case 5: memset(bad, 'x', length); break;
