@@ -131,6 +131,15 @@ static PyMethodDef methods[] = {
      "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
      "accumulate, device, stream, codes)\n\n"
      "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
+    {"cuda_linear_forward", FAST(core_cuda_linear_forward),
+     "cuda_linear_forward(x, x_dtype, m, k, make_row, row, make_transposed, transposed, weight, n, y, y_dtype, bias, "
+     "bias_dtype, workspace, workspace_bytes, device, stream)\n\n"
+     "Quantizes x into the forms to be made, then y = row . weight^T (+ bias). Integers only; address 0: none."},
+    {"cuda_linear_backward", FAST(core_cuda_linear_backward),
+     "cuda_linear_backward(dy, dy_dtype, m, n, k, make_row, row, make_transposed, transposed, weight, dx, dx_dtype, x, "
+     "dw, dw_dtype, accumulate, workspace, workspace_bytes, device, stream)\n\n"
+     "Quantizes dy into the forms to be made, then dx = row . weight^T and dw (+)= transposed . x^T, for the weight's "
+     "and x's transposed forms. Integers only; address 0: not wanted."},
     {"cuda_cross_entropy", FAST(core_cuda_cross_entropy),
      "cuda_cross_entropy(logits, dtype, rows, vocabulary, ld, labels, ignore, lse, loss, dloss, dloss_stride, dlogits, "
      "dlogits_ld, device, stream)\n\n"

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _core
+from . import _core, accumulate
 from . import cuda_linear as cl
-from .cuda_linear import BLOCK_1X128, DTYPE, Form, Quantized, stream_of
+from .cuda_linear import BLOCK_1X128, DTYPE, Form, Quantized, place_of
 
 
 def eager(x: Tensor) -> bool:
@@ -72,8 +72,7 @@ def norm_forward(
         row.scale_address,
         other.address if other else 0,
         other.scale_address if other else 0,
-        device.index,
-        stream_of(device),
+        *place_of(device),
         eps,
         offset,
     )
@@ -102,8 +101,7 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, offset: f
         dweight.data_ptr(),
         workspace.data_ptr(),
         size,
-        device.index,
-        stream_of(device),
+        *place_of(device),
         offset,
     )
     return dx, dweight
@@ -158,8 +156,7 @@ def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form,
         row.scale_address,
         other.address if other else 0,
         other.scale_address if other else 0,
-        gate_up.device.index,
-        stream_of(gate_up.device),
+        *place_of(gate_up.device),
     )
     return row, other
 
@@ -177,10 +174,47 @@ def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form
         row.scale_address,
         transposed.address,
         transposed.scale_address,
-        gate_up.device.index,
-        stream_of(gate_up.device),
+        *place_of(gate_up.device),
     )
     return row, transposed
+
+
+def _gated_mlp_gradients(ctx: Any, dy: Tensor, in_place: bool) -> tuple:
+    x_buffer, a_buffer, gate_up = ctx.saved_tensors
+    inner, hidden = ctx.inner, ctx.like[-1]
+    rows = gate_up.shape[0]
+    device = dy.device
+    gate_q, up_q, down_q = ctx.forms
+    gate, up, down = ctx.weights
+    dyq = cl.quantized_activation(dy, True, True)
+    grad = accumulate.target(ctx, down, 3) if in_place else None
+    ddown = cl.weight_gradient(cl.made(dyq.transposed), Form(a_buffer, inner, rows), down.dtype, grad)
+    if grad is not None:
+        accumulate.added(grad)
+        ddown = None
+    da = cl.product(cl.made(dyq.row), cl.made(down_q.transposed), None, dy, torch.bfloat16)
+    both, both_t = swiglu_backward(da, gate_up, inner)
+    del da
+    grad = accumulate.stacked_target(ctx, gate, up, 1) if in_place else None
+    dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows), gate.dtype, grad)
+    dgate, dup = dgate_up[:inner], dgate_up[inner:]
+    if grad is not None:
+        accumulate.added(gate.grad, up.grad)
+        dgate = dup = None
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
+        flat = dx.view(rows, hidden)
+        for half, form in enumerate((gate_q, up_q)):
+            cl.gemm(
+                both.columns(half * inner, inner),
+                cl.made(form.transposed),
+                cl.SCALING_128X128,
+                flat,
+                None,
+                half == 1,
+            )
+    return dx, dgate, dup, ddown, None, None, None
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -199,44 +233,17 @@ class _GatedMLP(torch.autograd.Function):
         rows = x.numel() // x.shape[-1]
         device = x.device
         gate_up = torch.empty((rows, 2 * inner), dtype=torch.bfloat16, device=device)
-        x_row = cl._made(xq.row)
+        x_row = cl.made(xq.row)
         for half, form in enumerate(forms[:2]):
-            cl.gemm(x_row, cl._made(form.row), cl.SCALING_128X128, _half(gate_up, inner, half == 1))
+            cl.gemm(x_row, cl.made(form.row), cl.SCALING_128X128, _half(gate_up, inner, half == 1))
         a_row, a_t = swiglu_forward(gate_up, inner, save)
         if a_t is not None:
-            ctx.save_for_backward(cl._made(xq.transposed).buffer, a_t.buffer, gate_up)
+            ctx.save_for_backward(cl.made(xq.transposed).buffer, a_t.buffer, gate_up)
             ctx.forms, ctx.like, ctx.inner = forms, x.shape, inner
-            ctx.dtypes = gate.dtype, down.dtype
-        return cl.product(a_row, cl._made(forms[2].row), None, x, x.dtype)
+            ctx.weights = gate, up, down
+        return cl.product(a_row, cl.made(forms[2].row), None, x, x.dtype)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple:
-        x_buffer, a_buffer, gate_up = ctx.saved_tensors
-        inner, hidden = ctx.inner, ctx.like[-1]
-        rows = gate_up.shape[0]
-        device = dy.device
-        gate_q, up_q, down_q = ctx.forms
-        dyq = cl.quantized_activation(dy, True, True)
-        ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows), ctx.dtypes[1])
-        da = cl.product(cl._made(dyq.row), cl._made(down_q.transposed), None, dy, torch.bfloat16)
-        both, both_t = swiglu_backward(da, gate_up, inner)
-        del da
-        dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows), ctx.dtypes[0])
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
-            flat = dx.view(rows, hidden)
-            for half, form in enumerate((gate_q, up_q)):
-                cl.gemm(
-                    both.columns(half * inner, inner),
-                    cl._made(form.transposed),
-                    cl.SCALING_128X128,
-                    flat,
-                    None,
-                    half == 1,
-                )
-        return dx, dgate_up[:inner], dgate_up[inner:], ddown, None, None, None
+    backward = staticmethod(accumulate.backward(_gated_mlp_gradients))
 
 
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -276,8 +283,7 @@ class _CrossEntropy(torch.autograd.Function):
             0,
             0,
             0,
-            device.index,
-            stream_of(device),
+            *place_of(device),
         )
         ctx.save_for_backward(logits, labels, lse)
         ctx.ignore_index = ignore_index
@@ -303,8 +309,7 @@ class _CrossEntropy(torch.autograd.Function):
             dloss.stride(0),
             dlogits.data_ptr(),
             vocabulary,
-            logits.device.index,
-            stream_of(logits.device),
+            *place_of(logits.device),
         )
         return dlogits, None, None
 

@@ -206,6 +206,26 @@ def test_padding_and_packed_sequences() -> None:
         assert torch.equal(first, model(input_ids=changed, attention_mask=mask).logits[0, 40:])
 
 
+def test_gradients_of_a_gated_mlp_are_added_in_place() -> None:
+    mlp = deepwell.optimize(llama(), strategy=STRATEGY).model.layers[0].mlp
+    weights = [mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight]
+    batches = [torch.randn(2, 64, 512, device=DEVICE, dtype=BF16) for _ in range(3)]
+    alone = []
+    for x in batches:
+        mlp.zero_grad()
+        mlp(x).square().sum().backward()
+        alone.append([w.grad.double() for w in weights])
+    mlp.zero_grad()
+    for i, x in enumerate(batches):
+        mlp(x).square().sum().backward()
+        if i == 0:
+            first = [w.grad for w in weights]
+    for w, grad, parts in zip(weights, first, zip(*alone, strict=True), strict=True):
+        assert w.grad is grad
+        # Three gradients and three sums, each rounded once to BF16, by 2^-9 of a value.
+        assert float((grad.double() - sum(parts)).norm() / sum(parts).norm()) < 2.0**-7
+
+
 def test_hooks_on_inner_layers_still_run() -> None:
     model = deepwell.optimize(llama(), strategy=STRATEGY)
     seen = []

@@ -33,6 +33,12 @@ static dw_cu_result outcome(const char *symbol) {
     return fake_cuda.fail && strcmp(fake_cuda.fail, symbol) == 0 ? fake_cuda.fail_result : DW_CU_SUCCESS;
 }
 
+/* For callers that do not know the state's layout. */
+EXPORT void fake_on_launch(void (*call)(const char *symbol, const dw_cu_launch_config *config, void **arguments));
+void fake_on_launch(void (*call)(const char *symbol, const dw_cu_launch_config *config, void **arguments)) {
+    fake_cuda.on_launch = call;
+}
+
 #define FAILS_IF_TOLD(symbol)                                                                                          \
     do {                                                                                                               \
         dw_cu_result told = outcome(symbol);                                                                           \
