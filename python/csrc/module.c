@@ -155,11 +155,13 @@ static PyMethodDef methods[] = {
      "cuda_rmsnorm_backward_workspace(device, rows, cols) -> int\n\nBytes of workspace that cuda_rmsnorm_backward "
      "needs."},
     {"cuda_swiglu", FAST(core_cuda_swiglu),
-     "cuda_swiglu(gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
-     "dw_swiglu_quantize, plain, halves."},
+     "cuda_swiglu(gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream, "
+     "interleaved, clamped, alpha, limit)\n\n"
+     "dw_swiglu_quantize."},
     {"cuda_swiglu_backward", FAST(core_cuda_swiglu_backward),
-     "cuda_swiglu_backward(dy, gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
-     "dw_swiglu_backward_quantize, plain, halves."},
+     "cuda_swiglu_backward(dy, gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream, "
+     "interleaved, clamped, alpha, limit)\n\n"
+     "dw_swiglu_backward_quantize."},
     {"cuda_selftest", FAST(core_cuda_selftest),
      "cuda_selftest(kernel, seed, device, workspace, workspace_bytes, stream) -> dict\n\n"
      "Runs a GPU's row against the reference; mismatches are in the result, not raised. Waits for the stream."},

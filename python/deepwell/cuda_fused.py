@@ -14,7 +14,7 @@ that is not a multiple of 16, a compiled graph, torch.func): the module computes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from . import _core, accumulate
 from . import cuda_linear as cl
 from .cuda_linear import BLOCK_1X128, DTYPE, Form, Quantized, place_of
+from .errors import InvalidArgumentError
 
 
 def eager(x: Tensor) -> bool:
@@ -139,12 +140,31 @@ def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> T
 # ---- gated MLP -----------------------------------------------------------------------------------------------------
 
 
+class Gating(NamedTuple):
+    """How an activation combines gate and up, side by side in [rows, 2 * inner]: halves, or in turn (interleaved).
+    Plain: silu(gate) * up. With alpha and limit, as gpt-oss has it: gate at most limit, up within +-limit, then
+    gate * sigmoid(alpha * gate) * (up + 1)."""
+
+    interleaved: bool = False
+    alpha: float | None = None
+    limit: float | None = None
+
+    def numbers(self) -> tuple[int, int, float, float]:
+        """What the library's calls end with."""
+        if (self.alpha is None) != (self.limit is None):
+            raise InvalidArgumentError(f"{self} has one of alpha and limit; give both or none")
+        return int(self.interleaved), int(self.alpha is not None), self.alpha or 0.0, self.limit or 0.0
+
+
+PLAIN = Gating()
+
+
 def _half(gate_up: Tensor, inner: int, second: bool) -> Tensor:
     return gate_up[:, inner:] if second else gate_up[:, :inner]
 
 
-def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form, Form | None]:
-    """silu(gate) * up of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
+def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool, gating: Gating = PLAIN) -> tuple[Form, Form | None]:
+    """The activation of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
     rows = gate_up.shape[0]
     row = _form(gate_up, rows, inner)
     other = _form(gate_up, inner, rows) if transposed else None
@@ -157,12 +177,14 @@ def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form,
         other.address if other else 0,
         other.scale_address if other else 0,
         *place_of(gate_up.device),
+        *gating.numbers(),
     )
     return row, other
 
 
-def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form]:
-    """The gradient of gate_up for da [rows, inner], quantized in both orientations."""
+def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int, gating: Gating = PLAIN) -> tuple[Form, Form]:
+    """The gradient of gate_up for da [rows, inner], quantized in both orientations. Halves need inner to be a multiple
+    of 128."""
     rows = gate_up.shape[0]
     row, transposed = _form(gate_up, rows, 2 * inner), _form(gate_up, 2 * inner, rows)
     _core.cuda_swiglu_backward(
@@ -175,6 +197,7 @@ def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form
         transposed.address,
         transposed.scale_address,
         *place_of(gate_up.device),
+        *gating.numbers(),
     )
     return row, transposed
 

@@ -50,15 +50,30 @@ def test_norm(rows: int, cols: int, offset: float) -> None:
     assert oracle.relative(dweight, reference_w.grad) < ROUNDED_ONCE / 3**0.5
 
 
+GATINGS = {
+    "plain": cuda_fused.PLAIN,
+    "interleaved": cuda_fused.Gating(interleaved=True),
+    "clamped": cuda_fused.Gating(alpha=1.702, limit=2.5),  # limits that these numbers reach
+    "gpt-oss": cuda_fused.Gating(interleaved=True, alpha=1.702, limit=2.5),
+}
+
+
+@pytest.mark.parametrize("name", GATINGS)
 @pytest.mark.parametrize(("rows", "inner"), [(16, 128), (64, 384), (144, 1536), (256, 14336)])
-def test_swiglu(rows: int, inner: int) -> None:
+def test_swiglu(rows: int, inner: int, name: str) -> None:
+    gating = GATINGS[name]
     gate_up = (torch.randn(rows, 2 * inner, device=DEVICE) * 3).to(BF16)
     da = torch.randn(rows, inner, device=DEVICE).to(BF16)
     reference = gate_up.double().requires_grad_()
-    expected = F.silu(reference[:, :inner]) * reference[:, inner:]
+    gate, up = (reference[:, i::2] if gating.interleaved else reference[:, i * inner :][:, :inner] for i in range(2))
+    if gating.limit is None:
+        expected = F.silu(gate) * up
+    else:
+        gate, up = gate.clamp(max=gating.limit), up.clamp(-gating.limit, gating.limit)
+        expected = gate * torch.sigmoid(gating.alpha * gate) * (up + 1)
     expected.backward(da.double())
-    row, transposed = cuda_fused.swiglu_forward(gate_up, inner, True)
-    both, both_t = cuda_fused.swiglu_backward(da, gate_up, inner)
+    row, transposed = cuda_fused.swiglu_forward(gate_up, inner, True, gating)
+    both, both_t = cuda_fused.swiglu_backward(da, gate_up, inner, gating)
     for form, form_t, exact in ((row, transposed, expected.detach()), (both, both_t, reference.grad)):
         for made, matrix in ((form, exact), (form_t, exact.t())):
             codes = made.buffer[: matrix.numel()].view(torch.float8_e4m3fn).view(matrix.shape).double()

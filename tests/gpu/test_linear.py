@@ -182,7 +182,7 @@ def test_gradients_are_added_in_place(dtype: torch.dtype) -> None:
         if i == 0:
             first = weight.grad
     assert weight.grad is first
-    # Products may be summed in another order; for BF16 each of three gradients and three sums is rounded by 2^-9 at most.
+    # Products may be summed in another order; three gradients and three sums in BF16 are each rounded by 2^-9 at most.
     assert oracle.relative(weight.grad, sum(alone)) < (2.0**-7 if dtype == torch.bfloat16 else TOLERANCE[dtype])
     before = weight.grad.clone()
     (wanted,) = torch.autograd.grad(model(batches[0]).square().sum(), [weight])
