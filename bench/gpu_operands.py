@@ -32,7 +32,7 @@ class Operand:
         target = cl.Quantized()
         source = torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16)
         cl.quantize_into(target, source, rows, cols, block, True, False)
-        form = cl._made(target.row)
+        form = cl.made(target.row)
         flat = form.buffer[cl.scale_offset(rows, cols) :].view(torch.float32)
         across = cols // 128
         shape = (across, rows) if block == cl.BLOCK_1X128 else (rows // 128, -(-across // 4) * 4)
@@ -60,7 +60,7 @@ def product(a: Operand, b: Operand, out: torch.Tensor, backend: int) -> Callable
     )
 
     def call(keep: Any = (a, b, out, workspace)) -> None:
-        _core.cuda_gemm(*first, cl.stream_of(DEVICE), 0, backend)
+        _core.cuda_gemm(*first, cl.place_of(DEVICE)[1], 0, backend)
 
     return call
 
@@ -75,7 +75,7 @@ def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, out: torch.Te
     )
 
     def call(keep: Any = (a, b, out, ends)) -> None:
-        _core.cuda_grouped_gemm(*first, cl.stream_of(DEVICE), 0)
+        _core.cuda_grouped_gemm(*first, cl.place_of(DEVICE)[1], 0)
 
     return call
 

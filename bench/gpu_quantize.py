@@ -157,7 +157,7 @@ def _loss_cases(contenders: dict[str, Any], sizes: dict[str, int]) -> None:
     lse, loss = torch.empty((2, rows), device=DEVICE)
     gradient = torch.full((rows,), 1 / rows, device=DEVICE)
     target = torch.empty_like(logits)
-    stream = cl.stream_of(DEVICE)
+    _, stream = cl.place_of(DEVICE)
     shared = (logits.data_ptr(), cl.DTYPE[logits.dtype], rows, vocabulary, vocabulary, labels.data_ptr(), -100)
 
     def forward(turn: int) -> None:

@@ -7,7 +7,6 @@
 #include "core/status.h"
 
 enum {
-    COLS = 4096,
     REPETITIONS_MIN = 5,
     SLOW_PART = 16, /* see choose_rows */
     REPETITIONS_MAX = 25,
@@ -66,22 +65,23 @@ void bench_end(bench_state *bench) {
     dw_context_destroy(bench->context);
 }
 
-/* Random signs and mantissas with exponents from 2^-7 to 1, like weights: no zeros, subnormals or NaN. */
+void bench_pattern(uint8_t *bytes, size_t size, dw_dtype dtype) {
+    uint64_t state = 0x9E3779B97F4A7C15u;
+    for (size_t at = 0; at < size; at += 8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        uint64_t word = dtype == DW_F32    ? (state & 0x83FFFFFF83FFFFFFu) | 0x3C0000003C000000u
+                        : dtype == DW_BF16 ? (state & 0x83FF83FF83FF83FFu) | 0x3C003C003C003C00u
+                                           : (state & 0x9FFF9FFF9FFF9FFFu) | 0x2000200020002000u;
+        memcpy(bytes + at, &word, 8);
+    }
+}
+
 static void fill(bench_state *bench, dw_dtype dtype) {
     if (bench->filled == dtype) return;
-    uint64_t state = 0x9E3779B97F4A7C15u;
-    for (int i = 0; i < bench->set_count; i++) {
-        uint8_t *bytes = bench->sets[i].source;
-        for (size_t at = 0; at < bench->bytes; at += 8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            uint64_t word = dtype == DW_F32    ? (state & 0x83FFFFFF83FFFFFFu) | 0x3C0000003C000000u
-                            : dtype == DW_BF16 ? (state & 0x83FF83FF83FF83FFu) | 0x3C003C003C003C00u
-                                               : (state & 0x9FFF9FFF9FFF9FFFu) | 0x2000200020002000u;
-            memcpy(bytes + at, &word, 8);
-        }
-    }
+    for (int i = 0; i < bench->set_count; i++)
+        bench_pattern(bench->sets[i].source, bench->bytes, dtype);
     bench->filled = dtype;
 }
 
@@ -108,45 +108,59 @@ static double time_copy(const bench_state *bench, const bench_set *set) {
     return cli_seconds() - started;
 }
 
+static dw_tensor matrix(void *data, dw_dtype dtype, int64_t rows, int64_t cols, int gpu) {
+    dw_tensor tensor = dw_matrix(data, dtype, rows, cols);
+    if (gpu >= 0) {
+        tensor.device_type = DW_DEVICE_CUDA;
+        tensor.device_id = gpu;
+    }
+    return tensor;
+}
+
 /* Result `which` of a set: 0 row, 1 transposed. */
-static dw_status view(const bench_case *one, const bench_set *set, int which, int64_t rows, int64_t cols,
+static dw_status view(const bench_case *one, const bench_set *set, int which, int64_t rows, int64_t cols, int gpu,
                       dw_quantized *result) {
     int64_t shape[2];
     DW_TRY(dw_scale_shape(&one->spec, rows, cols, shape));
-    *result = (dw_quantized){.data = dw_matrix(set->data[which], one->spec.element, rows, cols),
-                             .scale = dw_matrix(set->scale[which], DW_E8M0, shape[0], shape[1])};
+    *result = (dw_quantized){.data = matrix(set->data[which], one->spec.element, rows, cols, gpu),
+                             .scale = matrix(set->scale[which], DW_E8M0, shape[0], shape[1], gpu)};
     return DW_OK;
 }
 
-static dw_status call(const bench_state *bench, const bench_case *one, const bench_set *set, int64_t rows) {
-    dw_tensor high = dw_matrix(set->source, one->high, rows, COLS);
+dw_status bench_call(dw_context *context, const bench_case *one, const bench_set *set, int64_t rows, int gpu,
+                     void *stream) {
+    dw_tensor high = matrix(set->source, one->high, rows, BENCH_COLS, gpu);
     dw_quantized row, transposed;
-    DW_TRY(view(one, set, 0, rows, COLS, &row));
-    DW_TRY(view(one, set, 1, COLS, rows, &transposed));
+    DW_TRY(view(one, set, 0, rows, BENCH_COLS, gpu, &row));
+    DW_TRY(view(one, set, 1, BENCH_COLS, rows, gpu, &transposed));
     if (one->info.operation == DW_OP_DEQUANTIZE)
-        return dw_dequantize_with(bench->context, one->kernel, &one->spec, &row, &high, NULL);
-    return dw_quantize_with(bench->context, one->kernel, &one->spec, &high,
+        return dw_dequantize_with(context, one->kernel, &one->spec, &row, &high, stream);
+    return dw_quantize_with(context, one->kernel, &one->spec, &high,
                             one->orientation == DW_ORIENT_TRANSPOSED ? NULL : &row,
-                            one->orientation == DW_ORIENT_ROW ? NULL : &transposed, NULL);
+                            one->orientation == DW_ORIENT_ROW ? NULL : &transposed, stream);
+}
+
+static dw_status call(const bench_state *bench, const bench_case *one, const bench_set *set, int64_t rows) {
+    return bench_call(bench->context, one, set, rows, -1, NULL);
 }
 
 /* A dequantization needs something to decode in every set. */
 static dw_status prepare(bench_state *bench, const bench_case *one, int64_t rows) {
     if (one->info.operation != DW_OP_DEQUANTIZE) return DW_OK;
     for (int i = 0; i < bench->set_count; i++) {
-        dw_tensor high = dw_matrix(bench->sets[i].source, one->high, rows, COLS);
+        dw_tensor high = dw_matrix(bench->sets[i].source, one->high, rows, BENCH_COLS);
         dw_quantized row;
-        DW_TRY(view(one, &bench->sets[i], 0, rows, COLS, &row));
+        DW_TRY(view(one, &bench->sets[i], 0, rows, BENCH_COLS, -1, &row));
         DW_TRY(dw_quantize(bench->context, &one->spec, &high, &row, NULL, NULL));
     }
     return DW_OK;
 }
 
-static dw_status count_traffic(const bench_case *one, int64_t rows, uint64_t *traffic) {
+dw_status bench_traffic(const bench_case *one, int64_t rows, uint64_t *traffic) {
     int64_t row[2], transposed[2];
-    DW_TRY(dw_scale_shape(&one->spec, rows, COLS, row));
-    DW_TRY(dw_scale_shape(&one->spec, COLS, rows, transposed));
-    uint64_t elements = (uint64_t)rows * COLS;
+    DW_TRY(dw_scale_shape(&one->spec, rows, BENCH_COLS, row));
+    DW_TRY(dw_scale_shape(&one->spec, BENCH_COLS, rows, transposed));
+    uint64_t elements = (uint64_t)rows * BENCH_COLS;
     *traffic = elements * dw_dtype_size(one->high);
     if (one->orientation != DW_ORIENT_TRANSPOSED) *traffic += elements + (uint64_t)(row[0] * row[1]);
     if (one->orientation != DW_ORIENT_ROW) *traffic += elements + (uint64_t)(transposed[0] * transposed[1]);
@@ -158,7 +172,7 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double median(double *values, int count) {
+double bench_median(double *values, int count) {
     qsort(values, (size_t)count, sizeof *values, compare_doubles);
     return count % 2 ? values[count / 2] : 0.5 * (values[count / 2 - 1] + values[count / 2]);
 }
@@ -175,12 +189,12 @@ static dw_status choose_rows(bench_state *bench, const bench_case *one, int64_t 
 }
 
 dw_status bench_run(bench_state *bench, const bench_case *one, bench_result *result) {
-    int64_t rows = (int64_t)(bench->bytes / dw_dtype_size(one->high)) / COLS;
+    int64_t rows = (int64_t)(bench->bytes / dw_dtype_size(one->high)) / BENCH_COLS;
     fill(bench, one->high);
     DW_TRY(prepare(bench, one, rows));
     DW_TRY(choose_rows(bench, one, &rows));
-    *result = (bench_result){.rows = rows, .cols = COLS};
-    DW_TRY(count_traffic(one, rows, &result->traffic));
+    *result = (bench_result){.rows = rows, .cols = BENCH_COLS};
+    DW_TRY(bench_traffic(one, rows, &result->traffic));
     DW_TRY(call(bench, one, &bench->sets[0], rows));
     double kernel[REPETITIONS_MAX], copy[REPETITIONS_MAX], begun = cli_seconds();
     int count = 0;
@@ -192,8 +206,8 @@ dw_status bench_run(bench_state *bench, const bench_case *one, bench_result *res
         kernel[count++] = cli_seconds() - started;
     }
     result->repetitions = count;
-    result->seconds = median(kernel, count);
-    result->copy_seconds = median(copy, count);
+    result->seconds = bench_median(kernel, count);
+    result->copy_seconds = bench_median(copy, count);
     return DW_OK;
 }
 
@@ -201,6 +215,6 @@ double bench_rate(const bench_result *result) {
     return 1e-9 * (double)result->traffic / result->seconds;
 }
 
-double bench_copy_rate(const bench_state *bench, const bench_result *result) {
-    return 2e-9 * (double)bench->bytes / result->copy_seconds;
+double bench_copy_rate(size_t bytes, const bench_result *result) {
+    return 2e-9 * (double)bytes / result->copy_seconds;
 }

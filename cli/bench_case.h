@@ -14,7 +14,7 @@ typedef struct bench_set {
     uint8_t *copy;     /* `bytes`: where memcpy writes */
 } bench_set;
 
-enum { BENCH_SETS_MAX = 16 };
+enum { BENCH_SETS_MAX = 16, BENCH_COLS = 4096 };
 
 typedef struct bench_state {
     dw_context *context;
@@ -46,8 +46,22 @@ void bench_end(bench_state *bench);
 
 dw_status bench_run(bench_state *bench, const bench_case *one, bench_result *result);
 
+/* Parts that measuring on a GPU shares. */
+
+/* Random signs and mantissas with exponents from 2^-7 to 1, like weights: no zeros, subnormals or NaN. */
+void bench_pattern(uint8_t *bytes, size_t size, dw_dtype dtype);
+
+/* Runs the kernel on a set of this GPU and stream; -1 and NULL for the CPU. */
+dw_status bench_call(dw_context *context, const bench_case *one, const bench_set *set, int64_t rows, int gpu,
+                     void *stream);
+
+/* Bytes that the kernel reads and writes. */
+dw_status bench_traffic(const bench_case *one, int64_t rows, uint64_t *traffic);
+
+double bench_median(double *values, int count); /* sorts them */
+
 /* GB/s, both counting bytes read and written. */
 double bench_rate(const bench_result *result);
-double bench_copy_rate(const bench_state *bench, const bench_result *result);
+double bench_copy_rate(size_t bytes, const bench_result *result);
 
 #endif

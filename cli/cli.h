@@ -60,6 +60,17 @@ int cli_read_number(const char *option, const char *text, int64_t least, int64_t
  * CLI_USAGE. */
 int cli_read_spec(const char *block, const char *rounding, dw_quantize_spec *spec);
 
+/* ---- GPUs ---- */
+
+/* --gpu: -1 for none given. -1 or CLI_USAGE, or CLI_FAILED when there is no such GPU. */
+int cli_read_gpu(const char *text, int64_t *gpu);
+
+/* Whether a kernel of this target ("sm90", "avx2", ...) runs on a GPU. */
+bool cli_is_gpu_target(const char *target);
+
+/* The first GPU that kernels of the target are for, or `chosen` (-1: any) if it is one; else -1. */
+int cli_find_gpu(const char *target, int64_t chosen);
+
 /* ---- text ---- */
 
 /* Replaces what could move a terminal's cursor or end the line, so that names out of files are safe to print. */

@@ -83,7 +83,7 @@ typedef struct dw_gemm_operand {
 /* Who multiplies. OWN: the library's Hopper kernels, for e4m3 by e4m3 with block scales and a BF16 or F32 result; E8M0
  * scales of 1x128 blocks must be MN_MAJOR. */
 typedef enum dw_gemm_backend {
-    DW_GEMM_AUTO = 0, /* OWN where it can, else CUBLASLT */
+    DW_GEMM_AUTO = 0, /* OWN where it can, else CUBLASLT; DEEPWELL_GEMM=cublaslt in the environment: CUBLASLT */
     DW_GEMM_OWN = 1,
     DW_GEMM_CUBLASLT = 2
 } dw_gemm_backend;

@@ -81,7 +81,8 @@ DW_API dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t
 
 /* The same for a row of a GPU: the cases run on `device` in `workspace`, device memory of the caller, at least
  * dw_kernel_selftest_workspace() bytes and 16-byte aligned, on `stream`. Copies and waits for the stream: the one
- * function of the library that does. Errors: as dw_kernel_selftest, and INVALID_ARGUMENT, DEVICE. */
+ * function of the library that does, but for first uses (dw_quantize). Errors: as dw_kernel_selftest, and
+ * INVALID_ARGUMENT, DEVICE. */
 DW_API size_t dw_kernel_selftest_workspace(void);
 DW_API dw_status dw_kernel_selftest_cuda(dw_context *context, size_t kernel, uint64_t seed, int device, void *workspace,
                                          size_t workspace_bytes, void *stream, dw_selftest_result *result);

@@ -40,6 +40,13 @@ DW_API const char *dw_status_name(dw_status status);
  * any failure; unchanged by calls that succeed. Valid until the next failing call in the same thread. Never NULL. */
 DW_API const char *dw_last_error(void);
 
+/* Gets one line about something that went on in spite of it: a kernel that failed its self-test and is left out.
+ * Called in the thread that found it, with none of the library's locks held. */
+typedef void (*dw_warning_handler)(const char *text, void *data);
+
+/* Sets the handler of the process; NULL, as at the start, for none. Returns without waiting for a call in progress. */
+DW_API void dw_set_warning_handler(dw_warning_handler handler, void *data);
+
 /* "MAJOR.MINOR.PATCH" of the library in use (the macros above are those of the header). */
 DW_API const char *dw_version(void);
 

@@ -107,16 +107,36 @@ PyObject *core_cuda_rmsnorm_backward_workspace(PyObject *module, PyObject *const
     return PyLong_FromSize_t(bytes);
 }
 
+/* The last two integers and the two floats of both calls below. */
+static dw_swiglu_form swiglu_form(const long long flags[2], const double reals[2]) {
+    return (dw_swiglu_form){flags[0] != 0, flags[1] != 0, (float)reals[0], (float)reals[1]};
+}
+
 PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    enum { GATE_UP, ROWS, INNER, ROW, ROW_SCALE, TRANSPOSED, TRANSPOSED_SCALE, DEVICE, STREAM, COUNT };
+    enum {
+        GATE_UP,
+        ROWS,
+        INNER,
+        ROW,
+        ROW_SCALE,
+        TRANSPOSED,
+        TRANSPOSED_SCALE,
+        DEVICE,
+        STREAM,
+        INTERLEAVED,
+        CLAMPED,
+        COUNT
+    };
     long long v[COUNT];
-    if (!read_numbers("cuda_swiglu", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    double f[2];
+    if (!read_numbers("cuda_swiglu", arguments, given, COUNT, v, 2, f)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
     dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], v[INNER], DW_BLOCK_1X128, v[DEVICE]);
     dw_quantized transposed =
         form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], v[INNER], v[ROWS], DW_BLOCK_128X128, v[DEVICE]);
     dw_swiglu_quantize_args args = {
+        .form = swiglu_form(v + INTERLEAVED, f),
         .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], 2 * v[INNER], 2 * v[INNER], v[DEVICE]),
         .spec = ACTIVATION,
         .row = v[ROW] ? &row : NULL,
@@ -126,15 +146,31 @@ PyObject *core_cuda_swiglu(PyObject *module, PyObject *const *arguments, Py_ssiz
 }
 
 PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    enum { DY, GATE_UP, ROWS, INNER, ROW, ROW_SCALE, TRANSPOSED, TRANSPOSED_SCALE, DEVICE, STREAM, COUNT };
+    enum {
+        DY,
+        GATE_UP,
+        ROWS,
+        INNER,
+        ROW,
+        ROW_SCALE,
+        TRANSPOSED,
+        TRANSPOSED_SCALE,
+        DEVICE,
+        STREAM,
+        INTERLEAVED,
+        CLAMPED,
+        COUNT
+    };
     long long v[COUNT];
-    if (!read_numbers("cuda_swiglu_backward", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    double f[2];
+    if (!read_numbers("cuda_swiglu_backward", arguments, given, COUNT, v, 2, f)) return NULL;
     dw_context *context = process_context();
     if (!context) return NULL;
     long long wide = 2 * v[INNER];
     dw_quantized row = form_view(v[ROW], v[ROW_SCALE], v[ROWS], wide, DW_BLOCK_1X128, v[DEVICE]);
     dw_quantized transposed = form_view(v[TRANSPOSED], v[TRANSPOSED_SCALE], wide, v[ROWS], DW_BLOCK_1X128, v[DEVICE]);
     dw_swiglu_backward_args args = {
+        .form = swiglu_form(v + INTERLEAVED, f),
         .dy = device_matrix(v[DY], DW_BF16, v[ROWS], v[INNER], v[INNER], v[DEVICE]),
         .gate_up = device_matrix(v[GATE_UP], DW_BF16, v[ROWS], wide, wide, v[DEVICE]),
         .spec = GRADIENT,

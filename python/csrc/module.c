@@ -41,9 +41,18 @@ PyObject *raise_status(PyObject *module, dw_status status) {
     return NULL;
 }
 
+/* The library's warnings become Python's. Where those are errors, the call goes on all the same. */
+static void warn(const char *text, void *data) {
+    (void)data;
+    PyGILState_STATE state = PyGILState_Ensure();
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, text, 1) < 0) PyErr_WriteUnraisable(NULL);
+    PyGILState_Release(state);
+}
+
 dw_context *process_context(void) {
     static dw_context *context;
     if (!context) {
+        dw_set_warning_handler(warn, NULL);
         dw_status status = dw_context_create(NULL, &context);
         if (status != DW_OK) {
             context = NULL;
@@ -122,6 +131,15 @@ static PyMethodDef methods[] = {
      "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
      "accumulate, device, stream, codes)\n\n"
      "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
+    {"cuda_linear_forward", FAST(core_cuda_linear_forward),
+     "cuda_linear_forward(x, x_dtype, m, k, make_row, row, make_transposed, transposed, weight, n, y, y_dtype, bias, "
+     "bias_dtype, workspace, workspace_bytes, device, stream)\n\n"
+     "Quantizes x into the forms to be made, then y = row . weight^T (+ bias). Integers only; address 0: none."},
+    {"cuda_linear_backward", FAST(core_cuda_linear_backward),
+     "cuda_linear_backward(dy, dy_dtype, m, n, k, make_row, row, make_transposed, transposed, weight, dx, dx_dtype, x, "
+     "dw, dw_dtype, accumulate, workspace, workspace_bytes, device, stream)\n\n"
+     "Quantizes dy into the forms to be made, then dx = row . weight^T and dw (+)= transposed . x^T, for the weight's "
+     "and x's transposed forms. Integers only; address 0: not wanted."},
     {"cuda_cross_entropy", FAST(core_cuda_cross_entropy),
      "cuda_cross_entropy(logits, dtype, rows, vocabulary, ld, labels, ignore, lse, loss, dloss, dloss_stride, dlogits, "
      "dlogits_ld, device, stream)\n\n"
@@ -137,11 +155,13 @@ static PyMethodDef methods[] = {
      "cuda_rmsnorm_backward_workspace(device, rows, cols) -> int\n\nBytes of workspace that cuda_rmsnorm_backward "
      "needs."},
     {"cuda_swiglu", FAST(core_cuda_swiglu),
-     "cuda_swiglu(gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
-     "dw_swiglu_quantize, plain, halves."},
+     "cuda_swiglu(gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream, "
+     "interleaved, clamped, alpha, limit)\n\n"
+     "dw_swiglu_quantize."},
     {"cuda_swiglu_backward", FAST(core_cuda_swiglu_backward),
-     "cuda_swiglu_backward(dy, gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream)\n\n"
-     "dw_swiglu_backward_quantize, plain, halves."},
+     "cuda_swiglu_backward(dy, gate_up, rows, inner, row, row_scale, transposed, transposed_scale, device, stream, "
+     "interleaved, clamped, alpha, limit)\n\n"
+     "dw_swiglu_backward_quantize."},
     {"cuda_selftest", FAST(core_cuda_selftest),
      "cuda_selftest(kernel, seed, device, workspace, workspace_bytes, stream) -> dict\n\n"
      "Runs a GPU's row against the reference; mismatches are in the result, not raised. Waits for the stream."},

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from . import analyze, convert, fuse, registry
+from . import analyze, attention, convert, fuse, registry
 from .errors import InvalidArgumentError
 from .explanation import Explanation
 from .plan import ModelFacts, Plan, make_plan, parse_options
@@ -84,7 +84,9 @@ def optimize(
     known = model.__dict__.get(_PLAN)
     if known is None:
         known = make_plan(analyze.analyze(model, precision), options)
-        fusions = fuse.find(model, known) if options.device == "hopper" else []
+        fusions = attention.find(model, known)
+        if options.device == "hopper":
+            fusions += fuse.find(model, known)
         known = dataclasses.replace(known, decisions=(*known.decisions, *(f.decision for f in fusions)))
         _apply(model, known, fusions)
     elif known.options != options:
@@ -112,6 +114,7 @@ def restore(model: nn.Module) -> nn.Module:
     for module in converted:
         convert.revert(module)
     for module in modules:
+        attention.restore(module)
         fuse.restore_loss(module)
         module.__dict__.pop(_PLAN, None)
     return model
@@ -138,7 +141,7 @@ def carries_plan(module: nn.Module) -> bool:
     return _PLAN in module.__dict__
 
 
-def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None:
+def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion | attention.Attention]) -> None:
     """Converts as planned: all of it, or on failure nothing."""
     done: list[nn.Module] = []
     try:
@@ -159,6 +162,7 @@ def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion]) -> None
         for module in done:
             convert.revert(module)
         for module in model.modules():
+            attention.restore(module)
             fuse.restore_loss(module)
         raise
     model.__dict__[_PLAN] = plan

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import cuda_linear, ops, registry
+from . import cuda_eager, ops, registry
 from .errors import InvalidArgumentError, UnsupportedError
 from .plan import Recipe
 
@@ -51,7 +51,7 @@ class MXLinear(Converted):
         if input.is_cuda:
             _check_hopper_recipe(self._deepwell_recipe, input)  # type: ignore[attr-defined]
             if not torch.compiler.is_compiling() and not ops.transforms_active():
-                return cuda_linear.linear(input, weight, self.bias, out_dtype)  # type: ignore[attr-defined]
+                return cuda_eager.linear(input, weight, self.bias, out_dtype)  # type: ignore[attr-defined]
         return _multiply(self, input, weight, out_dtype)
 
     def extra_repr(self) -> str:

@@ -14,14 +14,15 @@ that is not a multiple of 16, a compiled graph, torch.func): the module computes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _core
+from . import _core, accumulate
 from . import cuda_linear as cl
-from .cuda_linear import ACTIVATION, DTYPE, GRADIENT, Form, Quantized, new_form, stream_of
+from .cuda_linear import ACTIVATION, DTYPE, GRADIENT, Form, Quantized, new_form, place_of
+from .errors import InvalidArgumentError
 
 
 def eager(x: Tensor) -> bool:
@@ -67,8 +68,7 @@ def norm_forward(
         row.scale_address,
         other.address if other else 0,
         other.scale_address if other else 0,
-        device.index,
-        stream_of(device),
+        *place_of(device),
         eps,
         offset,
     )
@@ -97,8 +97,7 @@ def norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, offset: f
         dweight.data_ptr(),
         workspace.data_ptr(),
         size,
-        device.index,
-        stream_of(device),
+        *place_of(device),
         offset,
     )
     return dx, dweight
@@ -136,12 +135,31 @@ def norm(module: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> T
 # ---- gated MLP -----------------------------------------------------------------------------------------------------
 
 
+class Gating(NamedTuple):
+    """How an activation combines gate and up, side by side in [rows, 2 * inner]: halves, or in turn (interleaved).
+    Plain: silu(gate) * up. With alpha and limit, as gpt-oss has it: gate at most limit, up within +-limit, then
+    gate * sigmoid(alpha * gate) * (up + 1)."""
+
+    interleaved: bool = False
+    alpha: float | None = None
+    limit: float | None = None
+
+    def numbers(self) -> tuple[int, int, float, float]:
+        """What the library's calls end with."""
+        if (self.alpha is None) != (self.limit is None):
+            raise InvalidArgumentError(f"{self} has one of alpha and limit; give both or none")
+        return int(self.interleaved), int(self.alpha is not None), self.alpha or 0.0, self.limit or 0.0
+
+
+PLAIN = Gating()
+
+
 def _half(gate_up: Tensor, inner: int, second: bool) -> Tensor:
     return gate_up[:, inner:] if second else gate_up[:, :inner]
 
 
-def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form, Form | None]:
-    """silu(gate) * up of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
+def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool, gating: Gating = PLAIN) -> tuple[Form, Form | None]:
+    """The activation of gate_up [rows, 2 * inner], quantized: row-wise, and transposed when asked for."""
     rows, device = gate_up.shape[0], gate_up.device
     row = new_form(rows, inner, ACTIVATION[0], device)
     other = new_form(inner, rows, ACTIVATION[1], device) if transposed else None
@@ -153,14 +171,15 @@ def swiglu_forward(gate_up: Tensor, inner: int, transposed: bool) -> tuple[Form,
         row.scale_address,
         other.address if other else 0,
         other.scale_address if other else 0,
-        device.index,
-        stream_of(device),
+        *place_of(gate_up.device),
+        *gating.numbers(),
     )
     return row, other
 
 
-def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form]:
-    """The gradient of gate_up for da [rows, inner], quantized in both orientations."""
+def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int, gating: Gating = PLAIN) -> tuple[Form, Form]:
+    """The gradient of gate_up for da [rows, inner], quantized in both orientations. Halves need inner to be a multiple
+    of 128."""
     rows, device = gate_up.shape[0], gate_up.device
     row, transposed = new_form(rows, 2 * inner, GRADIENT[0], device), new_form(2 * inner, rows, GRADIENT[1], device)
     _core.cuda_swiglu_backward(
@@ -172,10 +191,47 @@ def swiglu_backward(da: Tensor, gate_up: Tensor, inner: int) -> tuple[Form, Form
         row.scale_address,
         transposed.address,
         transposed.scale_address,
-        device.index,
-        stream_of(device),
+        *place_of(gate_up.device),
+        *gating.numbers(),
     )
     return row, transposed
+
+
+def _gated_mlp_gradients(ctx: Any, dy: Tensor, in_place: bool) -> tuple:
+    x_buffer, a_buffer, gate_up = ctx.saved_tensors
+    inner, hidden = ctx.inner, ctx.like[-1]
+    rows = gate_up.shape[0]
+    device = dy.device
+    gate_q, up_q, down_q = ctx.forms
+    gate, up, down = ctx.weights
+    dyq = cl.quantized_activation(dy, True, True)
+    grad = accumulate.target(ctx, down, 3) if in_place else None
+    ddown = cl.weight_gradient(cl.made(dyq.transposed), Form(a_buffer, inner, rows), down.dtype, grad)
+    if grad is not None:
+        accumulate.added(grad)
+        ddown = None
+    da = cl.product(cl.made(dyq.row), cl.made(down_q.transposed), None, dy, torch.bfloat16)
+    both, both_t = swiglu_backward(da, gate_up, inner)
+    del da
+    grad = accumulate.stacked_target(ctx, gate, up, 1) if in_place else None
+    dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows, ACTIVATION[1]), gate.dtype, grad)
+    dgate, dup = dgate_up[:inner], dgate_up[inner:]
+    if grad is not None:
+        accumulate.added(gate.grad, up.grad)
+        dgate = dup = None
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
+        flat = dx.view(rows, hidden)
+        for half, form in enumerate((gate_q, up_q)):
+            cl.gemm(
+                both.columns(half * inner, inner),
+                cl.made(form.transposed),
+                flat,
+                None,
+                half == 1,
+            )
+    return dx, dgate, dup, ddown, None, None, None
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -194,43 +250,17 @@ class _GatedMLP(torch.autograd.Function):
         rows = x.numel() // x.shape[-1]
         device = x.device
         gate_up = torch.empty((rows, 2 * inner), dtype=torch.bfloat16, device=device)
-        x_row = cl._made(xq.row)
+        x_row = cl.made(xq.row)
         for half, form in enumerate(forms[:2]):
-            cl.gemm(x_row, cl._made(form.row), _half(gate_up, inner, half == 1))
+            cl.gemm(x_row, cl.made(form.row), _half(gate_up, inner, half == 1))
         a_row, a_t = swiglu_forward(gate_up, inner, save)
         if a_t is not None:
-            ctx.save_for_backward(cl._made(xq.transposed).buffer, a_t.buffer, gate_up)
+            ctx.save_for_backward(cl.made(xq.transposed).buffer, a_t.buffer, gate_up)
             ctx.forms, ctx.like, ctx.inner = forms, x.shape, inner
-            ctx.dtypes = gate.dtype, down.dtype
-        return cl.product(a_row, cl._made(forms[2].row), None, x, x.dtype)
+            ctx.weights = gate, up, down
+        return cl.product(a_row, cl.made(forms[2].row), None, x, x.dtype)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple:
-        x_buffer, a_buffer, gate_up = ctx.saved_tensors
-        inner, hidden = ctx.inner, ctx.like[-1]
-        rows = gate_up.shape[0]
-        device = dy.device
-        gate_q, up_q, down_q = ctx.forms
-        dyq = cl.quantized_gradient(dy, True, True)
-        ddown = cl.weight_gradient(cl._made(dyq.transposed), Form(a_buffer, inner, rows, ACTIVATION[1]), ctx.dtypes[1])
-        da = cl.product(cl._made(dyq.row), cl._made(down_q.transposed), None, dy, torch.bfloat16)
-        both, both_t = swiglu_backward(da, gate_up, inner)
-        del da
-        dgate_up = cl.weight_gradient(both_t, Form(x_buffer, hidden, rows, ACTIVATION[1]), ctx.dtypes[0])
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty(ctx.like, dtype=torch.bfloat16, device=device)
-            flat = dx.view(rows, hidden)
-            for half, form in enumerate((gate_q, up_q)):
-                cl.gemm(
-                    both.columns(half * inner, inner),
-                    cl._made(form.transposed),
-                    flat,
-                    None,
-                    half == 1,
-                )
-        return dx, dgate_up[:inner], dgate_up[inner:], ddown, None, None, None
+    backward = staticmethod(accumulate.backward(_gated_mlp_gradients))
 
 
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -270,8 +300,7 @@ class _CrossEntropy(torch.autograd.Function):
             0,
             0,
             0,
-            device.index,
-            stream_of(device),
+            *place_of(device),
         )
         ctx.save_for_backward(logits, labels, lse)
         ctx.ignore_index = ignore_index
@@ -297,8 +326,7 @@ class _CrossEntropy(torch.autograd.Function):
             dloss.stride(0),
             dlogits.data_ptr(),
             vocabulary,
-            logits.device.index,
-            stream_of(logits.device),
+            *place_of(logits.device),
         )
         return dlogits, None, None
 

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _core
-from .errors import InvalidArgumentError
 
 # Values of the C enumerations (deepwell/types.h, deepwell/cuda.h).
 DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -52,9 +51,9 @@ class Form:
 
     __slots__ = ("address", "block", "buffer", "cols", "ld", "rows", "scale_address")
 
-    def __init__(self, buffer: Tensor, rows: int, cols: int, block: int) -> None:
+    def __init__(self, buffer: Tensor, rows: int, cols: int, block: int, offset: int = 0) -> None:
         self.buffer, self.rows, self.cols, self.ld, self.block = buffer, rows, cols, cols, block
-        self.address = buffer.data_ptr()
+        self.address = buffer.data_ptr() + offset
         self.scale_address = self.address + scale_offset(rows, cols)
 
     def columns(self, first: int, count: int) -> Form:
@@ -81,8 +80,10 @@ class Quantized:
         self.transposed: Form | None = None
 
 
-def stream_of(device: torch.device) -> int:
-    return torch._C._cuda_getCurrentRawStream(device.index)
+def place_of(device: torch.device) -> tuple[int, int]:
+    """The index of a GPU, and PyTorch's current stream there."""
+    index = device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
 
 
 def scale_offset(rows: int, cols: int) -> int:
@@ -107,6 +108,7 @@ def quantize_into(
 ) -> None:
     """Quantizes `matrix`, dense in memory as [rows, cols], into the orientations asked for, in one pass."""
     device = matrix.device
+    index, stream = place_of(device)
     row_form = transposed_form = None
     if row:
         target.row = row_form = new_form(rows, cols, blocks[0], device)
@@ -120,7 +122,7 @@ def quantize_into(
         rows,
         cols,
         cols,
-        device.index,
+        index,
         E4M3,
         blocks[0],
         RCEIL,
@@ -130,8 +132,8 @@ def quantize_into(
         transposed_form.address if transposed_form else 0,
         rows,
         transposed_form.scale_address if transposed_form else 0,
-        blocks[1] != blocks[0],
-        stream_of(device),
+        int(blocks[1] != blocks[0]),
+        stream,
     )
 
 
@@ -154,14 +156,20 @@ def as_dense(x: Tensor) -> tuple[Tensor, int]:
     return matrix.clone(memory_format=torch.contiguous_format), rows
 
 
-def quantized_activation(x: Tensor, row: bool, transposed: bool, blocks: tuple[int, int] = ACTIVATION) -> Quantized:
-    """The FP8 forms of `x`, from an earlier call on the same tensor where it has not changed since."""
+def known_forms(x: Tensor) -> Quantized:
+    """Where the FP8 forms of `x` as it is now are kept, those made already among them."""
     version = -1 if x.is_inference() else x._version
     known: Quantized | None = x.__dict__.get(_QUANTIZED) if version >= 0 else None
     if known is None or known.version != version:
         known = Quantized(version)
         if version >= 0:
             x.__dict__[_QUANTIZED] = known
+    return known
+
+
+def quantized_activation(x: Tensor, row: bool, transposed: bool, blocks: tuple[int, int] = ACTIVATION) -> Quantized:
+    """The FP8 forms of `x`, from an earlier call on the same tensor where it has not changed since."""
+    known = known_forms(x)
     row = row and known.row is None
     transposed = transposed and (known.transposed is None or known.transposed.block != blocks[1])
     if row or transposed:
@@ -273,7 +281,7 @@ def forget_weights() -> None:
 _workspaces: dict[tuple[int, int], Tensor] = {}
 
 
-def _workspace(device: torch.device, stream: int) -> Tensor:
+def workspace_of(device: torch.device, stream: int) -> Tensor:
     """This stream's workspace: calls on one stream follow each other, so one serves them all. A CUDA graph gets memory
     of its own for each call, since it may be replayed beside other work."""
     if torch._C._cuda_isCurrentStreamCapturing():
@@ -289,8 +297,8 @@ def gemm(a: Form, b: Form, out: Tensor, bias: Tensor | None = None, accumulate: 
     """out = a [M, K] · b [N, K]^T (+ bias) (+ out), at most one of them in square blocks. out has inner stride 1 and
     either two dimensions or is dense as [M, N]."""
     device = out.device
-    stream = stream_of(device)
-    workspace = _workspace(device, stream)
+    index, stream = place_of(device)
+    workspace = workspace_of(device, stream)
     _core.cuda_gemm(
         a.address,
         E4M3,
@@ -313,7 +321,7 @@ def gemm(a: Form, b: Form, out: Tensor, bias: Tensor | None = None, accumulate: 
         int(accumulate),
         workspace.data_ptr(),
         WORKSPACE_BYTES,
-        device.index,
+        index,
         stream,
         0,  # FP32 scales
         BACKEND_AUTO,
@@ -336,8 +344,13 @@ def product(xq: Form, wq: Form, bias: Tensor | None, like: Tensor, out_dtype: to
     return y if whole else y.resize_(shape)  # a view could not be added to in place
 
 
-def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype) -> Tensor:
-    """dw [N, K] = dy^T · x, from dy transposed [N, M] and x transposed [K, M]. No tokens: zeros."""
+def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+    """dw [N, K] = dy^T · x, from dy transposed [N, M] and x transposed [K, M]; added to `into` if that is given. No
+    tokens: zeros."""
+    if into is not None:
+        if xq.cols:
+            gemm(dyq, xq, into, accumulate=True)
+        return into
     shape = (dyq.rows, xq.rows)
     if xq.cols == 0:
         return torch.zeros(shape, dtype=dtype, device=xq.buffer.device)
@@ -346,7 +359,7 @@ def weight_gradient(dyq: Form, xq: Form, dtype: torch.dtype) -> Tensor:
     return dw
 
 
-def _made(form: Form | None) -> Form:
+def made(form: Form | None) -> Form:
     if form is None:
         raise RuntimeError("an FP8 form is used that was not made: a defect of deepwell")
     return form
@@ -356,67 +369,6 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
     if dy.dim() == 1:
         return dy.to(dtype)
     return dy.sum(tuple(range(dy.dim() - 1)), dtype=torch.float32).to(dtype)
-
-
-class Linear(torch.autograd.Function):
-    """y = x · w^T + bias in eager mode. The FP8 forms come in as arguments, so the caller decides what is shared."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        xq: Quantized,
-        wq: Quantized,
-        out_dtype: torch.dtype,
-        save_x: bool,
-    ) -> Tensor:
-        if save_x:
-            form = _made(xq.transposed)
-            ctx.save_for_backward(form.buffer)
-            ctx.rows = form.cols
-        ctx.wq, ctx.like, ctx.saved_x = wq, x.shape, save_x
-        ctx.x_dtype, ctx.weight_dtype, ctx.bias_dtype = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        return product(_made(xq.row), _made(wq.row), bias, x, out_dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple:
-        need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
-        if need_dw and not ctx.saved_x:
-            raise InvalidArgumentError(
-                "a weight gradient is asked for, but the weight did not require one when the layer ran forward; set "
-                "requires_grad before the forward pass"
-            )
-        dx = dw = db = None
-        if need_dx or need_dw:
-            dyq = quantized_gradient(dy, need_dx, need_dw)
-            if need_dx:
-                dx = product(_made(dyq.row), _made(ctx.wq.transposed), None, dy, ctx.x_dtype)
-            if need_dw:
-                xq = Form(ctx.saved_tensors[0], ctx.like[-1], ctx.rows, ACTIVATION[1])
-                dw = weight_gradient(_made(dyq.transposed), xq, ctx.weight_dtype)
-        if need_db:
-            db = bias_gradient(dy, ctx.bias_dtype)
-        return dx, dw, db, None, None, None, None
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    """y [..., N] = x [..., K] · weight [N, K]^T + bias, of out_dtype, with FP8 operands. float32, float16 or bfloat16
-    operands on one Hopper GPU; K and N multiples of 16."""
-    if x.device != weight.device or x.dim() == 0 or x.shape[-1] != weight.shape[1] or x.dtype not in DTYPE:
-        raise InvalidArgumentError(
-            f"linear layer with weight {tuple(weight.shape)} on {weight.device} got an input of {x.dtype}, shape "
-            f"{tuple(x.shape)}, on {x.device}; expected float32, float16 or bfloat16 with {weight.shape[1]} as the "
-            "last dimension, on the same device"
-        )
-    grad = torch.is_grad_enabled()
-    save_x = grad and weight.requires_grad
-    note_consumer(x, save_x)
-    xq = quantized_activation(x, True, save_x)
-    wq = quantized_weight(weight, True, grad and x.requires_grad)
-    return Linear.apply(x, weight, bias, xq, wq, out_dtype, save_x)
 
 
 # ---- deepwell::mx_linear for PyTorch's dispatcher (compiled graphs) ------------------------------------------------
@@ -430,9 +382,9 @@ def linear_op(
     dense, rows = as_dense(x)
     xq = Quantized()
     quantize_into(xq, dense, rows, x.shape[-1], ACTIVATION, True, save_x)
-    y = product(_made(xq.row), _made(quantized_weight(weight, True, save_x).row), bias, x, out_dtype)
+    y = product(made(xq.row), made(quantized_weight(weight, True, save_x).row), bias, x, out_dtype)
     nothing = x.new_empty((0,), dtype=torch.uint8)
-    return y, _made(xq.transposed).buffer if save_x else nothing, x.new_empty((0,), dtype=torch.uint8)
+    return y, made(xq.transposed).buffer if save_x else nothing, x.new_empty((0,), dtype=torch.uint8)
 
 
 def linear_backward_op(
@@ -451,9 +403,9 @@ def linear_backward_op(
     quantize_into(dyq, dense, rows, dy.shape[-1], GRADIENT, need_dx, need_dw)
     dx = dw = None
     if need_dx:
-        dx = product(_made(dyq.row), _made(quantized_weight(weight, False, True).transposed), None, dy, x_dtype)
+        dx = product(made(dyq.row), made(quantized_weight(weight, False, True).transposed), None, dy, x_dtype)
     if need_dw:
-        dw = weight_gradient(_made(dyq.transposed), Form(x_t, weight.shape[1], rows, ACTIVATION[1]), weight.dtype)
+        dw = weight_gradient(made(dyq.transposed), Form(x_t, weight.shape[1], rows, ACTIVATION[1]), weight.dtype)
     return (
         dx if dx is not None else dy.new_empty((0,), dtype=x_dtype),
         dw if dw is not None else dy.new_empty((0,), dtype=weight.dtype),

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .plan import FUSE, KEEP, Decision, Plan
+from .plan import ADAPT, FUSE, KEEP, Decision, Plan
 
 _HEADINGS = ("layer", "type", "size", "action", "precision", "blocks", "FLOPs", "why")
 
@@ -36,6 +36,7 @@ class Explanation:
         converted = len(plan.converted)
         kept = sum(d.action == KEEP for d in plan.decisions)
         fused = Counter(d.kind for d in plan.decisions if d.action == FUSE)
+        adapted = Counter(d.kind for d in plan.decisions if d.action == ADAPT)
         recipe = plan.recipe
         covered = sum(d.parameters for d in plan.converted)
         return [
@@ -45,12 +46,13 @@ class Explanation:
             f"{100 * plan.flops_share:.1f}% of the linear layers' FLOPs and {100 * covered / plan.parameters:.1f}% of "
             f"the {plan.parameters:,} parameters are in converted layers; target {plan.options.target}.",
             *([f"Fused with the quantization around them: {_counts(fused)}."] if fused else []),
+            *([f"Called in their fastest form: {_counts(adapted)}."] if adapted else []),
             *plan.notes,
         ]
 
     def to_json(self, indent: int | None = 2) -> str:
         """{"model", "precision", "target", "strategy", "block_size", "skip", "only", "forced", "recipe": {...},
-        "parameters", "converted", "kept", "fused", "flops_share", "notes": [...],
+        "parameters", "converted", "kept", "fused", "adapted", "flops_share", "notes": [...],
         "decisions": [{name, kind, action, ...}]}"""
         plan = self.plan
         document = {
@@ -61,6 +63,7 @@ class Explanation:
             "converted": len(plan.converted),
             "kept": sum(d.action == KEEP for d in plan.decisions),
             "fused": sum(d.action == FUSE for d in plan.decisions),
+            "adapted": sum(d.action == ADAPT for d in plan.decisions),
             "flops_share": plan.flops_share,
             "notes": list(plan.notes),
             "decisions": [dataclasses.asdict(d) for d in plan.decisions],

@@ -21,7 +21,7 @@ HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of who
 # H100; bench/results/h100/linear.json). 1024 x 4096 and 2048 x 2048 lose; nothing between was measured.
 HOPPER_SMALLEST_WIDE = 4096
 HOPPER_SMALLEST_WEIGHT = 6144 * 2048
-CONVERT, KEEP, FUSE = "convert", "keep", "fuse"
+CONVERT, KEEP, FUSE, ADAPT = "convert", "keep", "fuse", "adapt"
 _KEPT_ROLES = {"output_head": "output head", "router": "router", "adapter": "low-rank adapter"}
 
 
@@ -115,9 +115,9 @@ class Recipe:
 @dataclass(frozen=True)
 class Decision:
     """What happens to one layer. action: "convert" (FP8 operands), "fuse" (its own precision, in one kernel with the
-    quantization around it) or "keep"; reason: why, in words. Unless converted, precision is its own dtype and block is
-    "". flops_share: its part of the multiplications of all these layers for one token. transposed: its weight is
-    [in_features, out_features]."""
+    quantization around it), "adapt" (its own precision, called in its fastest form) or "keep"; reason: why, in words.
+    Unless converted, precision is its own dtype and block is "". flops_share: its part of the multiplications of all
+    these layers for one token. transposed: its weight is [in_features, out_features]."""
 
     name: str
     kind: str

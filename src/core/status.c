@@ -1,9 +1,35 @@
 #include "core/status.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 
 static _Thread_local char last_error[1024];
+
+static pthread_mutex_t warning_lock = PTHREAD_MUTEX_INITIALIZER;
+static dw_warning_handler warning_handler;
+static void *warning_data;
+
+void dw_set_warning_handler(dw_warning_handler handler, void *data) {
+    pthread_mutex_lock(&warning_lock);
+    warning_handler = handler;
+    warning_data = data;
+    pthread_mutex_unlock(&warning_lock);
+}
+
+void dw_warn(const char *format, ...) {
+    pthread_mutex_lock(&warning_lock);
+    dw_warning_handler handler = warning_handler;
+    void *data = warning_data;
+    pthread_mutex_unlock(&warning_lock);
+    if (!handler) return;
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    handler(text, data);
+}
 
 dw_status dw_fail(dw_status status, const char *format, ...) {
     va_list arguments;

@@ -7,6 +7,9 @@
 /* Stores the formatted text as the calling thread's last error and returns `status`. */
 dw_status dw_fail(dw_status status, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
 
+/* Tells the process's warning handler, if there is one. Call it with no lock held. */
+void dw_warn(const char *format, ...) __attribute__((format(printf, 1, 2), cold));
+
 /* Evaluates a dw_status expression and returns it from the enclosing function unless it is DW_OK. */
 #define DW_TRY(expression)                                                                                             \
     do {                                                                                                               \

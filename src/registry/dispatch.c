@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "core/status.h"
+#include "cuda/host/quantize_launch.h"
 #include "formats/scale_layout.h"
 #include "registry/table.h"
 
@@ -21,18 +22,35 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
     if (info->operation == DW_OP_QUANTIZE && !has(info->roundings, request->spec.rounding)) return "the rounding";
     if (!has(info->layouts, request->spec.layout)) return "the scale layout";
     if (request->spec.transposed_square && row->device_type == DW_DEVICE_CPU) return "the square transposed form";
+    if (row->device_type == DW_DEVICE_CUDA && !dw_cuda_device_takes(request->device_id, info->target))
+        return "this GPU";
     return "";
 }
 
-const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request) {
+static const dw_kernel_row *best_of(const dw_context *context, const dw_kernel_row *rows, size_t count,
+                                    const dw_request *request) {
     const dw_kernel_row *best = NULL;
-    for (size_t i = 0; i < dw_kernel_table_size; i++) {
-        const dw_kernel_row *row = &dw_kernel_table[i];
-        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) || *dw_row_reason(context, row))
+    for (size_t i = 0; i < count; i++) {
+        const dw_kernel_row *row = &rows[i];
+        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) ||
+            *dw_row_reason(context, row) || dw_row_refuted(row, request))
             continue;
         if (!best || row->info.priority >= best->info.priority) best = row;
     }
     return best;
+}
+
+const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request) {
+    return best_of(context, dw_kernel_table, dw_kernel_table_size, request);
+}
+
+const dw_kernel_row *dw_choose_row(dw_context *context, const dw_kernel_row *rows, size_t count,
+                                   const dw_request *request) {
+    const dw_kernel_row *row;
+    do
+        row = best_of(context, rows, count, request);
+    while (row && !dw_row_prove(context, row, request));
+    return row;
 }
 
 static void append(char **at, size_t *left, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -59,6 +77,8 @@ static void explain(const dw_context *context, const dw_request *request, const 
                    row->info.priority);
         else if (*mismatch)
             append(&text, &capacity, "rejected %s: does not serve %s\n", row->info.name, mismatch);
+        else if (!*reason && dw_row_refuted(row, request))
+            append(&text, &capacity, "rejected %s: failed its self-test on this GPU\n", row->info.name);
         else if (*reason)
             append(&text, &capacity, "rejected %s: not available: %s\n", row->info.name, reason);
         else

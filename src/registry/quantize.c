@@ -14,7 +14,7 @@ static dw_status check_float(const dw_tensor *tensor, const char *name) {
 
 static dw_status choose_row(dw_context *context, const dw_request *request, const dw_kernel_row **row) {
     if (!*row) {
-        *row = dw_find_row(context, request);
+        *row = dw_choose_row(context, dw_kernel_table, dw_kernel_table_size, request);
         return *row ? DW_OK : dw_no_row(request);
     }
     const dw_kernel_info *info = &(*row)->info;
@@ -223,7 +223,7 @@ dw_status dw_kernel_selftest_cuda(dw_context *context, size_t kernel, uint64_t s
         return dw_fail(DW_ERROR_INVALID_ARGUMENT,
                        "workspace has %zu bytes at %p; expected %zu bytes of device memory, 16-byte aligned",
                        workspace_bytes, workspace, dw_kernel_selftest_workspace());
-    return dw_row_selftest_cuda(context, row, seed, &(dw_selftest_device){device, workspace, stream}, result);
+    return dw_row_selftest_cuda(context, row, NULL, seed, &(dw_selftest_device){device, workspace, stream}, result);
 }
 
 dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t seed, dw_selftest_result *result) {

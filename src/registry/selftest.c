@@ -1,12 +1,13 @@
-/* Proves one row of the table: every combination of formats it serves, on edge shapes and on shapes drawn from the
- * seed, with adversarial data, odd strides and odd alignment. Outputs are poisoned, so that an unwritten byte shows,
- * and the gaps between rows and the memory around must keep their poison. */
+/* Proves one row of the table, or the part of it that one pair of types uses: every combination of formats it serves,
+ * on edge shapes and on shapes drawn from the seed, with adversarial data, odd strides and odd alignment. Outputs are
+ * poisoned, so that an unwritten byte shows, and the gaps between rows and the memory around must keep their poison. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/status.h"
 #include "cuda/host/driver.h"
+#include "formats/block_scale.h"
 #include "formats/scale_layout.h"
 #include "registry/selftest_data.h"
 #include "registry/selftest_oracle.h"
@@ -30,6 +31,7 @@ typedef struct bench {
     char what[128];                   /* the case in words */
     uint8_t *memory;                  /* all buffers, one after another */
     const dw_selftest_device *device; /* GPU rows only */
+    const dw_selftest_part *part;     /* NULL: all of the row */
     dw_cuda_scope scope;
     uint8_t *source, *data[2], *scale[2], *expected, *expected_scale;
 } bench;
@@ -121,12 +123,52 @@ static output draw_output(bench *on, uint8_t *memory, const char *name, int64_t 
     return out;
 }
 
-static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype source, dw_orientation orientation,
-                          int64_t rows, int64_t cols) {
+/* What a case writes scales as: codes in a layout, or FP32 factors as dw_gemm reads them. */
+typedef struct scale_form {
+    bool factors,
+        square;       /* square: factors of 128x128 blocks, in rows filled up to 4; else block by block down a column */
+    int64_t shape[2]; /* as the view says it */
+    int64_t rows, cols; /* as it lies in memory */
+    int64_t size;
+} scale_form;
+
+static scale_form form_of(const dw_quantize_spec *spec, bool factors, int64_t rows, int64_t cols) {
+    scale_form form = {.factors = factors, .square = spec->block == DW_BLOCK_128X128, .size = factors ? 4 : 1};
+    dw_scale_shape(spec, rows, cols, form.shape); /* row layout when there are factors */
+    form.rows = factors && !form.square ? form.shape[1] : form.shape[0];
+    form.cols = !factors ? form.shape[1] : form.square ? (form.shape[1] + 3) / 4 * 4 : form.shape[0];
+    return form;
+}
+
+static dw_tensor scale_view(const bench *on, const scale_form *form, uint8_t *memory) {
+    dw_tensor tensor =
+        kernel_view(on, memory, form->factors ? DW_F32 : DW_E8M0, form->shape[0], form->shape[1], form->shape[1]);
+    if (form->factors) {
+        tensor.strides[0] = form->square ? form->cols : 1;
+        tensor.strides[1] = form->square ? 1 : form->cols;
+    }
+    return tensor;
+}
+
+/* 2^(code - 127) of each block where dw_gemm looks for it, zeros between. */
+static void expect_factors(const scale_form *form, const uint8_t *codes, uint8_t *factors) {
+    memset(factors, 0, (size_t)(form->rows * form->cols * form->size));
+    for (int64_t r = 0; r < form->shape[0]; r++)
+        for (int64_t c = 0; c < form->shape[1]; c++) {
+            uint32_t code = codes[r * form->shape[1] + c];
+            uint32_t bits = code == DW_SCALE_NAN ? 0x7FC00000u : code ? code << 23 : 0x00400000u;
+            int64_t at = form->square ? r * form->cols + c : c * form->cols + r;
+            memcpy(factors + 4 * at, &bits, sizeof bits);
+        }
+}
+
+static void quantize_case(bench *on, const dw_quantize_spec *spec, bool factors, dw_dtype source,
+                          dw_orientation orientation, int64_t rows, int64_t cols) {
     static const char *const names[2][2] = {{"row.data", "row.scale"}, {"transposed.data", "transposed.scale"}};
     snprintf(on->what, sizeof on->what, "%s %s%s from %s, %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
              dw_block_name(spec->block), spec->transposed_square ? " and 128x128" : "", dw_dtype_name(source),
-             dw_rounding_name(spec->rounding), dw_scale_layout_name(spec->layout), (long long)rows, (long long)cols);
+             dw_rounding_name(spec->rounding), factors ? "f32 scales" : dw_scale_layout_name(spec->layout),
+             (long long)rows, (long long)cols);
     const dw_quantize_spec specs[2] = {dw_result_spec(spec, false), dw_result_spec(spec, true)};
     int64_t ld = draw_stride(on, cols);
     /* A GPU reads whole elements, so theirs are aligned to their size; a processor's need not be. */
@@ -138,15 +180,16 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
 
     bool wanted[2] = {orientation != DW_ORIENT_TRANSPOSED, orientation != DW_ORIENT_ROW};
     output out[2], scale[2];
+    scale_form form[2];
     dw_quantized quantized[2];
     for (int t = 0; t < 2; t++) {
         if (!wanted[t]) continue;
-        int64_t r = t ? cols : rows, c = t ? rows : cols, shape[2] = {0, 0};
-        dw_scale_shape(&specs[t], r, c, shape);
+        int64_t r = t ? cols : rows, c = t ? rows : cols;
+        form[t] = form_of(&specs[t], factors, r, c);
         out[t] = draw_output(on, on->data[t], names[t][0], r, c, draw_stride(on, c), 1);
-        scale[t] = draw_output(on, on->scale[t], names[t][1], shape[0], shape[1], shape[1], 1);
+        scale[t] = draw_output(on, on->scale[t], names[t][1], form[t].rows, form[t].cols, form[t].cols, form[t].size);
         quantized[t].data = kernel_view(on, on->data[t] + FENCE, spec->element, r, c, out[t].ld);
-        quantized[t].scale = kernel_view(on, on->scale[t] + FENCE, DW_E8M0, shape[0], shape[1], shape[1]);
+        quantized[t].scale = scale_view(on, &form[t], on->scale[t] + FENCE);
     }
     on->result->cases++;
     const dw_quantized *row = wanted[0] ? &quantized[0] : NULL, *transposed = wanted[1] ? &quantized[1] : NULL;
@@ -160,7 +203,8 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype sour
         if (!wanted[t]) continue;
         dw_expect_quantized(&specs[t], data, source, ld, rows, cols, t == 1, on->expected, on->expected_scale);
         compare(on, &out[t], on->expected);
-        compare(on, &scale[t], on->expected_scale);
+        if (factors) expect_factors(&form[t], on->expected_scale, on->expected);
+        compare(on, &scale[t], factors ? on->expected : on->expected_scale);
     }
 }
 
@@ -196,7 +240,15 @@ static void dequantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype ta
 }
 
 /* All shapes for one combination of formats. */
-static void run_shapes(bench *on, const dw_quantize_spec *spec, dw_dtype source, dw_orientation orientation) {
+static void run_shapes(bench *on, const dw_quantize_spec *spec, bool factors, dw_dtype source,
+                       dw_orientation orientation) {
+    /* For a part: whole tiles and vectors, then none that is whole. */
+    static const int64_t few[][2] = {{128, 256}, {33, 129}, {129, 257}};
+    if (on->part) {
+        for (size_t i = 0; i < sizeof few / sizeof few[0]; i++)
+            quantize_case(on, spec, factors, source, orientation, few[i][0], few[i][1]);
+        return;
+    }
     int64_t b = spec->block == DW_BLOCK_1X32 ? 32 : 128;
     const int64_t edges[][2] = {{0, 5},     {5, 0},         {1, 1},         {1, b - 1}, {1, b},        {1, b + 1},
                                 {b - 1, 1}, {b, 1},         {b + 1, 1},     {b, b},     {17, b},       {b, 65},
@@ -206,7 +258,7 @@ static void run_shapes(bench *on, const dw_quantize_spec *spec, dw_dtype source,
         int64_t rows = i < EDGES ? edges[i][0] : dw_random_between(&on->random, 1, LARGEST);
         int64_t cols = i < EDGES ? edges[i][1] : dw_random_between(&on->random, 1, LARGEST);
         if (on->row->info.operation == DW_OP_QUANTIZE)
-            quantize_case(on, spec, source, orientation, rows, cols);
+            quantize_case(on, spec, factors, source, orientation, rows, cols);
         else
             dequantize_case(on, spec, source, rows, cols);
     }
@@ -216,29 +268,37 @@ static bool has(uint32_t mask, int value) {
     return mask >> value & 1;
 }
 
-/* Every combination the row's masks name. Dequantization ignores the rounding. */
-static void run_formats(bench *on) {
+/* Whether the row serves the combination, and the part asks for it. */
+static bool serves(const bench *on, const dw_quantize_spec *spec, int source, int orientation) {
     const dw_kernel_info *info = &on->row->info;
-    int roundings = info->operation == DW_OP_QUANTIZE ? DW_ROUND_COUNT : 1;
+    if (on->part && ((int)on->part->source != source || on->part->element != spec->element)) return false;
+    return has(info->sources, source) && has(info->elements, (int)spec->element) &&
+           has(info->blocks, (int)spec->block) && has(info->roundings, (int)spec->rounding) &&
+           has(info->layouts, (int)spec->layout) && has(info->orientations, orientation) &&
+           (spec->layout != DW_SCALE_TCGEN05 || spec->block == DW_BLOCK_1X32);
+}
+
+/* Every combination the row's masks name. Dequantization ignores the rounding. On a GPU also with FP32 scales. */
+static void run_formats(bench *on) {
+    int roundings = on->row->info.operation == DW_OP_QUANTIZE ? DW_ROUND_COUNT : 1;
     for (int source = 0; source < DW_DTYPE_COUNT; source++)
         for (int element = 0; element < DW_DTYPE_COUNT; element++)
             for (int block = 0; block < DW_BLOCK_COUNT; block++)
                 for (int rounding = 0; rounding < roundings; rounding++)
                     for (int layout = 0; layout < DW_SCALE_LAYOUT_COUNT; layout++)
                         for (int orientation = 0; orientation < DW_ORIENT_COUNT; orientation++) {
-                            if (!has(info->sources, source) || !has(info->elements, element) ||
-                                !has(info->blocks, block) || !has(info->roundings, rounding) ||
-                                !has(info->layouts, layout) || !has(info->orientations, orientation) ||
-                                (layout == DW_SCALE_TCGEN05 && block != DW_BLOCK_1X32))
-                                continue;
                             dw_quantize_spec spec = {.element = (dw_dtype)element,
                                                      .block = (dw_block)block,
                                                      .rounding = (dw_rounding)rounding,
                                                      .layout = (dw_scale_layout)layout};
-                            run_shapes(on, &spec, (dw_dtype)source, (dw_orientation)orientation);
+                            if (!serves(on, &spec, source, orientation)) continue;
+                            bool factors = on->device && layout == DW_SCALE_ROW && block != DW_BLOCK_1X32;
+                            run_shapes(on, &spec, false, (dw_dtype)source, (dw_orientation)orientation);
+                            if (factors) run_shapes(on, &spec, true, (dw_dtype)source, (dw_orientation)orientation);
                             if (!on->device || orientation != DW_ORIENT_BOTH || block != DW_BLOCK_1X128) continue;
                             spec.transposed_square = true;
-                            run_shapes(on, &spec, (dw_dtype)source, DW_ORIENT_BOTH);
+                            run_shapes(on, &spec, false, (dw_dtype)source, DW_ORIENT_BOTH);
+                            if (factors) run_shapes(on, &spec, true, (dw_dtype)source, DW_ORIENT_BOTH);
                         }
 }
 
@@ -280,14 +340,20 @@ size_t dw_kernel_selftest_workspace(void) {
     return (size_t)KERNEL_BUFFERS * BUFFER;
 }
 
-dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, uint64_t seed,
-                               const dw_selftest_device *device, dw_selftest_result *result) {
+dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, const dw_selftest_part *part,
+                               uint64_t seed, const dw_selftest_device *device, dw_selftest_result *result) {
     *result = (dw_selftest_result){0};
     DW_TRY(check_available(context, row));
     if (row->device_type != DW_DEVICE_CUDA || row->info.operation != DW_OP_QUANTIZE)
         return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s does not quantize on a GPU; test it with dw_kernel_selftest",
                        row->info.name);
-    bench on = {.context = context, .row = row, .random = {seed}, .seed = seed, .result = result, .device = device};
+    bench on = {.context = context,
+                .row = row,
+                .random = {seed},
+                .seed = seed,
+                .result = result,
+                .device = device,
+                .part = part};
     DW_TRY(dw_cuda_enter(device->id, &on.scope));
     dw_status status = run_row(&on);
     dw_cuda_leave(&on.scope);

@@ -42,7 +42,8 @@
     {.info = {#name, target_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements, BIT(DW_BLOCK_##block),  \
               roundings, layouts, priority, false, ""},                                                                \
      .device_type = DW_DEVICE_CUDA,                                                                                    \
-     .entry.launch_quantize = entry_},
+     .proofs = &(dw_row_proofs){.known = {{{0}}}},                                                                     \
+     .entry = {.launch_quantize = entry_}},
 const dw_kernel_row dw_kernel_table[] = {
 #include "registry/kernels.inc"
 };

@@ -5,6 +5,7 @@
 #include "core/context.h"
 #include "cpu/cpu_kernel.h"
 #include "deepwell/kernels.h"
+#include "registry/proof.h"
 
 /* How a device kernel is started: enqueues the job on `stream`, including the zeroing of scale padding. The pointers in
  * the job are device pointers. */
@@ -23,6 +24,7 @@ typedef struct dw_kernel_row {
         dw_quantize_launch launch_quantize;
         dw_dequantize_launch launch_dequantize;
     } entry;
+    dw_row_proofs *proofs; /* GPU rows only */
 } dw_kernel_row;
 
 extern const dw_kernel_row dw_kernel_table[];
@@ -36,6 +38,11 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
 
 /* The row for a request: dw_dispatch without an explanation. NULL when there is none. */
 const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request);
+
+/* The row to run among `count` rows: the same, but a row of a GPU that was not used there yet proves itself first, and
+ * one that fails makes way for the next. */
+const dw_kernel_row *dw_choose_row(dw_context *context, const dw_kernel_row *rows, size_t count,
+                                   const dw_request *request);
 
 /* Fails with UNSUPPORTED, saying that no row serves the request. */
 dw_status dw_no_row(const dw_request *request);
@@ -55,9 +62,15 @@ typedef struct dw_selftest_device {
     void *stream;
 } dw_selftest_device;
 
-/* dw_kernel_selftest_cuda for a row that need not be in the table. */
-dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, uint64_t seed,
-                               const dw_selftest_device *device, dw_selftest_result *result);
+/* What of a quantizing row one pair of types uses. */
+typedef struct dw_selftest_part {
+    dw_dtype source, element;
+} dw_selftest_part;
+
+/* dw_kernel_selftest_cuda for a row that need not be in the table, or, with few shapes, for a part of one. A NULL part
+ * stands for all of it. */
+dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, const dw_selftest_part *part,
+                               uint64_t seed, const dw_selftest_device *device, dw_selftest_result *result);
 
 /* dw_kernel_selftest for a row that need not be in the table. */
 dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_t seed, dw_selftest_result *result);

@@ -20,6 +20,7 @@
     _Static_assert(offsetof(ours, a) == offsetof(theirs, b), #ours "." #a " lies elsewhere than " #theirs "." #b)
 
 SAME(DW_CU_SUCCESS, CUDA_SUCCESS);
+SAME(DW_CU_ERROR_OUT_OF_MEMORY, CUDA_ERROR_OUT_OF_MEMORY);
 SAME(DW_CU_ERROR_NOT_INITIALIZED, CUDA_ERROR_NOT_INITIALIZED);
 SAME(DW_CU_ERROR_STUB_LIBRARY, CUDA_ERROR_STUB_LIBRARY);
 SAME(DW_CU_ERROR_NO_DEVICE, CUDA_ERROR_NO_DEVICE);
@@ -40,6 +41,8 @@ SAME(DW_CU_DEVICE_SHARED_PER_MULTIPROCESSOR, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMO
 SAME(DW_CU_DEVICE_SHARED_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
 SAME(DW_CU_FUNC_MAX_DYNAMIC_SHARED, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
 SAME(DW_CU_FUNC_NON_PORTABLE_CLUSTER, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED);
+SAME(DW_CU_STREAM_NON_BLOCKING, CU_STREAM_NON_BLOCKING);
+SAME(DW_CU_CAPTURE_MODE_RELAXED, CU_STREAM_CAPTURE_MODE_RELAXED);
 SAME(DW_CU_LAUNCH_CLUSTER_DIMENSION, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
 SAME(DW_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
 SAME(DW_CU_TENSOR_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT8);
@@ -63,7 +66,10 @@ SAME_SIZE(dw_cu_context, CUcontext);
 SAME_SIZE(dw_cu_module, CUmodule);
 SAME_SIZE(dw_cu_function, CUfunction);
 SAME_SIZE(dw_cu_stream, CUstream);
+SAME_SIZE(dw_cu_event, CUevent);
 SAME_SIZE(dw_cu_pointer, CUdeviceptr);
+SAME_SIZE(dw_cu_uuid, CUuuid);
+SAME_SIZE(int, CUstreamCaptureMode);
 SAME_SIZE(int, CUdevice_attribute);
 SAME_SIZE(int, CUfunction_attribute);
 SAME_SIZE(int, CUtensorMapDataType);
@@ -98,7 +104,7 @@ typedef struct any_values {
 
 #define TAKES(call) _Static_assert(sizeof(call) == sizeof(CUresult), "")
 static inline void check_prototypes(any_values v, CUcontext context, CUmodule module, CUfunction function,
-                                    CUstream stream, CUtensorMap *map, CUlaunchConfig *config) {
+                                    CUstream stream, CUevent event, CUtensorMap *map, CUlaunchConfig *config) {
     TAKES(cuInit(v.u));
     TAKES(cuDriverGetVersion(&v.i));
     TAKES(cuGetErrorName(CUDA_SUCCESS, &v.text));
@@ -121,13 +127,24 @@ static inline void check_prototypes(any_values v, CUcontext context, CUmodule mo
     TAKES(cuMemsetD2D8Async((CUdeviceptr)v.id, v.s, (unsigned char)0, v.s, v.s, stream));
     TAKES(cuMemcpyHtoDAsync((CUdeviceptr)v.id, v.p, v.s, stream));
     TAKES(cuMemcpyDtoHAsync(v.p, (CUdeviceptr)v.id, v.s, stream));
+    TAKES(cuDeviceGetUuid((CUuuid *)v.p, (CUdevice)v.i));
+    TAKES(cuMemcpyDtoDAsync((CUdeviceptr)v.id, (CUdeviceptr)v.id, v.s, stream));
+    TAKES(cuMemAlloc((CUdeviceptr *)v.p, v.s));
+    TAKES(cuMemFree((CUdeviceptr)v.id));
+    TAKES(cuStreamCreate(&stream, v.u));
+    TAKES(cuStreamDestroy(stream));
     TAKES(cuStreamSynchronize(stream));
+    TAKES(cuThreadExchangeStreamCaptureMode((CUstreamCaptureMode *)v.p));
+    TAKES(cuEventCreate(&event, v.u));
+    TAKES(cuEventDestroy(event));
+    TAKES(cuEventRecord(event, stream));
+    TAKES(cuEventElapsedTime((float *)v.p, event, event));
     TAKES(cuTensorMapEncodeTiled(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, (cuuint32_t)v.u, v.p, (const cuuint64_t *)v.p,
                                  (const cuuint64_t *)v.p, (const cuuint32_t *)v.p, (const cuuint32_t *)v.p,
                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
                                  CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
     TAKES(cuGetProcAddress(v.text, (void **)v.p, v.i, (cuuint64_t)0, (CUdriverProcAddressQueryResult *)v.p));
-    (void)context, (void)module, (void)function, (void)stream, (void)map, (void)config, (void)v;
+    (void)context, (void)module, (void)function, (void)stream, (void)event, (void)map, (void)config, (void)v;
 }
 #endif
 

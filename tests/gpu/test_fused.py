@@ -59,16 +59,31 @@ def scales_of(form: cuda_linear.Form) -> Tensor:
     return wide[: form.rows, : form.cols]
 
 
+GATINGS = {
+    "plain": cuda_fused.PLAIN,
+    "interleaved": cuda_fused.Gating(interleaved=True),
+    "clamped": cuda_fused.Gating(alpha=1.702, limit=2.5),  # limits that these numbers reach
+    "gpt-oss": cuda_fused.Gating(interleaved=True, alpha=1.702, limit=2.5),
+}
+
+
+@pytest.mark.parametrize("name", GATINGS)
 @pytest.mark.parametrize(("rows", "inner"), [(16, 128), (64, 384), (144, 1536), (256, 14336)])
-def test_swiglu(rows: int, inner: int) -> None:
+def test_swiglu(rows: int, inner: int, name: str) -> None:
+    gating = GATINGS[name]
     gate_up = (torch.randn(rows, 2 * inner, device=DEVICE) * 3).to(BF16)
     da = torch.randn(rows, inner, device=DEVICE).to(BF16)
     reference = gate_up.double().requires_grad_()
-    expected = F.silu(reference[:, :inner]) * reference[:, inner:]
+    gate, up = (reference[:, i::2] if gating.interleaved else reference[:, i * inner :][:, :inner] for i in range(2))
+    if gating.limit is None:
+        expected = F.silu(gate) * up
+    else:
+        gate, up = gate.clamp(max=gating.limit), up.clamp(-gating.limit, gating.limit)
+        expected = gate * torch.sigmoid(gating.alpha * gate) * (up + 1)
     expected.backward(da.double())
-    row, transposed = cuda_fused.swiglu_forward(gate_up, inner, True)
+    row, transposed = cuda_fused.swiglu_forward(gate_up, inner, True, gating)
     assert (row.block, transposed.block) == cuda_linear.ACTIVATION
-    both, both_t = cuda_fused.swiglu_backward(da, gate_up, inner)
+    both, both_t = cuda_fused.swiglu_backward(da, gate_up, inner, gating)
     for form, form_t, exact in ((row, transposed, expected.detach()), (both, both_t, reference.grad)):
         for made, matrix in ((form, exact), (form_t, exact.t())):
             codes = made.buffer[: matrix.numel()].view(torch.float8_e4m3fn).view(matrix.shape).double()
@@ -213,6 +228,26 @@ def test_padding_and_packed_sequences() -> None:
         changed[0, :40] = 7  # behind the mask: must not matter to the rest
         first = model(input_ids=tokens, attention_mask=mask).logits[0, 40:]
         assert torch.equal(first, model(input_ids=changed, attention_mask=mask).logits[0, 40:])
+
+
+def test_gradients_of_a_gated_mlp_are_added_in_place() -> None:
+    mlp = deepwell.optimize(llama(), strategy=STRATEGY).model.layers[0].mlp
+    weights = [mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight]
+    batches = [torch.randn(2, 64, 512, device=DEVICE, dtype=BF16) for _ in range(3)]
+    alone = []
+    for x in batches:
+        mlp.zero_grad()
+        mlp(x).square().sum().backward()
+        alone.append([w.grad.double() for w in weights])
+    mlp.zero_grad()
+    for i, x in enumerate(batches):
+        mlp(x).square().sum().backward()
+        if i == 0:
+            first = [w.grad for w in weights]
+    for w, grad, parts in zip(weights, first, zip(*alone, strict=True), strict=True):
+        assert w.grad is grad
+        # Three gradients and three sums, each rounded once to BF16, by 2^-9 of a value.
+        assert float((grad.double() - sum(parts)).norm() / sum(parts).norm()) < 2.0**-7
 
 
 def test_hooks_on_inner_layers_still_run() -> None:

@@ -186,6 +186,35 @@ def test_autocast() -> None:
     assert x.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_are_added_in_place(dtype: torch.dtype) -> None:
+    model = layer(256, 384, dtype)
+    weight = model[0].weight
+    batches = [torch.randn(64, 256, device=DEVICE).to(dtype) for _ in range(3)]
+    alone = []
+    for x in batches:
+        weight.grad = None
+        model(x).square().sum().backward()
+        alone.append(weight.grad.double())
+    weight.grad = None
+    for i, x in enumerate(batches):
+        model(x).square().sum().backward()
+        if i == 0:
+            first = weight.grad
+    assert weight.grad is first
+    # Products may be summed in another order; three gradients and three sums in BF16 are each rounded by 2^-9 at most.
+    assert oracle.relative(weight.grad, sum(alone)) < (2.0**-7 if dtype == torch.bfloat16 else TOLERANCE[dtype])
+    before = weight.grad.clone()
+    (wanted,) = torch.autograd.grad(model(batches[0]).square().sum(), [weight])
+    assert torch.equal(weight.grad, before)
+    assert oracle.relative(wanted, alone[0]) < 2.0**-8
+    seen = []
+    handle = weight.register_post_accumulate_grad_hook(lambda p: seen.append(p))
+    model(batches[0]).square().sum().backward()
+    handle.remove()
+    assert len(seen) == 1
+
+
 def test_nothing_waits_for_the_device() -> None:
     model = layer(512, 512, torch.bfloat16, True)
     x = torch.randn(128, 512, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)

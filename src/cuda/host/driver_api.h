@@ -13,10 +13,16 @@ typedef void *dw_cu_context;
 typedef void *dw_cu_module;
 typedef void *dw_cu_function;
 typedef void *dw_cu_stream;
+typedef void *dw_cu_event;
 typedef uint64_t dw_cu_pointer;
+
+typedef struct dw_cu_uuid {
+    unsigned char bytes[16];
+} dw_cu_uuid;
 
 enum {
     DW_CU_SUCCESS = 0,
+    DW_CU_ERROR_OUT_OF_MEMORY = 2,
     DW_CU_ERROR_NOT_INITIALIZED = 3,
     DW_CU_ERROR_STUB_LIBRARY = 34,
     DW_CU_ERROR_NO_DEVICE = 100,
@@ -43,6 +49,9 @@ enum {
 
 /* Function attributes. */
 enum { DW_CU_FUNC_MAX_DYNAMIC_SHARED = 8, DW_CU_FUNC_NON_PORTABLE_CLUSTER = 14 };
+
+/* Flag of a stream that does not wait for the default stream; what a thread may do while some stream is captured. */
+enum { DW_CU_STREAM_NON_BLOCKING = 1, DW_CU_CAPTURE_MODE_RELAXED = 2 };
 
 /* Launch attributes. */
 enum { DW_CU_LAUNCH_CLUSTER_DIMENSION = 4, DW_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION = 6 };
@@ -94,6 +103,7 @@ typedef dw_cu_result (*dw_cu_get_proc_address)(const char *symbol, void **functi
     X(device_name, cuDeviceGetName, (char *name, int length, dw_cu_device device))                                     \
     X(device_attribute, cuDeviceGetAttribute, (int *value, int attribute, dw_cu_device device))                        \
     X(device_memory, cuDeviceTotalMem, (size_t *bytes, dw_cu_device device))                                           \
+    X(device_uuid, cuDeviceGetUuid, (dw_cu_uuid * uuid, dw_cu_device device))                                          \
     X(primary_retain, cuDevicePrimaryCtxRetain, (dw_cu_context * context, dw_cu_device device))                        \
     X(context_current, cuCtxGetCurrent, (dw_cu_context * context))                                                     \
     X(context_device, cuCtxGetDevice, (dw_cu_device * device))                                                         \
@@ -110,7 +120,18 @@ typedef dw_cu_result (*dw_cu_get_proc_address)(const char *symbol, void **functi
     X(copy_to_device, cuMemcpyHtoDAsync,                                                                               \
       (dw_cu_pointer target, const void *source, size_t bytes, dw_cu_stream stream))                                   \
     X(copy_to_host, cuMemcpyDtoHAsync, (void *target, dw_cu_pointer source, size_t bytes, dw_cu_stream stream))        \
+    X(copy_on_device, cuMemcpyDtoDAsync,                                                                               \
+      (dw_cu_pointer target, dw_cu_pointer source, size_t bytes, dw_cu_stream stream))                                 \
+    X(memory_allocate, cuMemAlloc, (dw_cu_pointer * memory, size_t bytes))                                             \
+    X(memory_free, cuMemFree, (dw_cu_pointer memory))                                                                  \
+    X(stream_create, cuStreamCreate, (dw_cu_stream * stream, unsigned int flags))                                      \
+    X(stream_destroy, cuStreamDestroy, (dw_cu_stream stream))                                                          \
     X(stream_synchronize, cuStreamSynchronize, (dw_cu_stream stream))                                                  \
+    X(capture_mode_exchange, cuThreadExchangeStreamCaptureMode, (int *mode))                                           \
+    X(event_create, cuEventCreate, (dw_cu_event * event, unsigned int flags))                                          \
+    X(event_destroy, cuEventDestroy, (dw_cu_event event))                                                              \
+    X(event_record, cuEventRecord, (dw_cu_event event, dw_cu_stream stream))                                           \
+    X(event_elapsed, cuEventElapsedTime, (float *milliseconds, dw_cu_event start, dw_cu_event end))                    \
     X(tensor_map_tiled, cuTensorMapEncodeTiled,                                                                        \
       (dw_cu_tensor_map * map, int type, uint32_t rank, void *address, const uint64_t *extents,                        \
        const uint64_t *strides, const uint32_t *box, const uint32_t *element_strides, int interleave, int swizzle,     \

@@ -1,4 +1,7 @@
 /* dw_gemm: checks, then one of the project's own kernels, or cuBLASLt with scales decoded where needed. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "cuda/host/gemm_plan.h"
 #include "cuda/host/gemm_sm90.h"
 #include "cuda/host/launch.h"
@@ -68,11 +71,24 @@ static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_
     return status;
 }
 
+/* What DW_GEMM_AUTO means: DEEPWELL_GEMM=cublaslt takes the other source, for comparing the two. */
+static dw_status backend_of(const dw_gemm_args *args, dw_gemm_backend *backend) {
+    *backend = args->backend;
+    const char *wanted = args->backend == DW_GEMM_AUTO ? getenv("DEEPWELL_GEMM") : NULL;
+    if (!wanted || !*wanted) return DW_OK;
+    if (strcmp(wanted, "cublaslt") != 0)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "DEEPWELL_GEMM is '%s'; cublaslt or nothing is expected", wanted);
+    *backend = DW_GEMM_CUBLASLT;
+    return DW_OK;
+}
+
 /* Whether the project's own kernels run it; `*multiprocessors` is then set. UNSUPPORTED when they must and cannot. */
 static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
                             bool *own, int *multiprocessors) {
     *own = false;
-    if (args->backend == DW_GEMM_CUBLASLT) return DW_OK;
+    dw_gemm_backend backend;
+    DW_TRY(backend_of(args, &backend));
+    if (backend == DW_GEMM_CUBLASLT) return DW_OK;
     const char *refusal = dw_gemm_sm90_refusal(args, problem);
     if (!*refusal) {
         int capability = 0;

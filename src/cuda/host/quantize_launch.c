@@ -134,6 +134,20 @@ const char *dw_cuda_target_reason(const char *target) {
     return reason;
 }
 
+bool dw_cuda_device_takes(int device, const char *target) {
+    enum { DEVICES = 64, UNASKED = 0, SM90 = 1, SM100 = 2, OTHER = 3 };
+    static atomic_uchar known[DEVICES];
+    if (device < 0 || device >= DEVICES) return true;
+    unsigned char kind = atomic_load_explicit(&known[device], memory_order_relaxed);
+    if (kind == UNASKED) {
+        dw_cuda_device_info info;
+        if (dw_cuda_device_get(device, &info) != DW_OK) return true;
+        kind = strcmp(info.target, "sm90") == 0 ? SM90 : strcmp(info.target, "sm100") == 0 ? SM100 : OTHER;
+        atomic_store_explicit(&known[device], kind, memory_order_relaxed);
+    }
+    return kind == (strcmp(target, "sm90") == 0 ? SM90 : SM100);
+}
+
 /* ---- the kernels by orientation, block, source and element ----------------------------------------------------------
  */
 

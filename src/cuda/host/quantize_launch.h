@@ -50,6 +50,10 @@ dw_status dw_cuda_quantize(dw_context *context, const dw_request *request, const
  * Asked of the driver once. Static storage. */
 const char *dw_cuda_target_reason(const char *target);
 
+/* Whether the target's kernels are for GPU `device`. True for a device that nothing is known of: the launch will say
+ * what is wrong. Asked of the driver once. */
+bool dw_cuda_device_takes(int device, const char *target);
+
 /* Launches a kernel whose only parameter is a struct. */
 dw_status dw_cuda_launch_shape(int device, dw_cuda_kernel *kernel, const dw_cuda_shape *shape, void *params,
                                void *stream);

@@ -33,6 +33,12 @@ static dw_cu_result outcome(const char *symbol) {
     return fake_cuda.fail && strcmp(fake_cuda.fail, symbol) == 0 ? fake_cuda.fail_result : DW_CU_SUCCESS;
 }
 
+/* For callers that do not know the state's layout. */
+EXPORT void fake_on_launch(void (*call)(const char *symbol, const dw_cu_launch_config *config, void **arguments));
+void fake_on_launch(void (*call)(const char *symbol, const dw_cu_launch_config *config, void **arguments)) {
+    fake_cuda.on_launch = call;
+}
+
 #define FAILS_IF_TOLD(symbol)                                                                                          \
     do {                                                                                                               \
         dw_cu_result told = outcome(symbol);                                                                           \
@@ -93,6 +99,13 @@ static dw_cu_result fake_cuDeviceGetAttribute(int *value, int attribute, dw_cu_d
 static dw_cu_result fake_cuDeviceTotalMem(size_t *bytes, dw_cu_device device) {
     *bytes = (size_t)80 << 30 | (size_t)device;
     return outcome("cuDeviceTotalMem");
+}
+
+static dw_cu_result fake_cuDeviceGetUuid(dw_cu_uuid *uuid, dw_cu_device device) {
+    FAILS_IF_TOLD("cuDeviceGetUuid");
+    for (int i = 0; i < 16; i++)
+        uuid->bytes[i] = (unsigned char)(fake_cuda.uuid + 16 * (device - 40) + i);
+    return DW_CU_SUCCESS;
 }
 
 static dw_cu_result fake_cuDevicePrimaryCtxRetain(dw_cu_context *context, dw_cu_device device) {
@@ -220,6 +233,84 @@ static dw_cu_result fake_cuMemcpyDtoHAsync(void *target, dw_cu_pointer source, s
     (void)stream;
     FAILS_IF_TOLD("cuMemcpyDtoHAsync");
     memcpy(target, (const void *)(uintptr_t)source, bytes);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuMemcpyDtoDAsync(dw_cu_pointer target, dw_cu_pointer source, size_t bytes,
+                                           dw_cu_stream stream) {
+    (void)stream;
+    FAILS_IF_TOLD("cuMemcpyDtoDAsync");
+    memcpy((void *)(uintptr_t)target, (const void *)(uintptr_t)source, bytes);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuMemAlloc(dw_cu_pointer *memory, size_t bytes) {
+    FAILS_IF_TOLD("cuMemAlloc");
+    if (!depth) return 201;
+    void *made = aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!made) return DW_CU_ERROR_OUT_OF_MEMORY;
+    atomic_fetch_add(&fake_cuda.allocations, 1);
+    *memory = (dw_cu_pointer)(uintptr_t)made;
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuMemFree(dw_cu_pointer memory) {
+    atomic_fetch_sub(&fake_cuda.allocations, 1);
+    free((void *)(uintptr_t)memory);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuStreamCreate(dw_cu_stream *stream, unsigned int flags) {
+    FAILS_IF_TOLD("cuStreamCreate");
+    if (!depth || flags != DW_CU_STREAM_NON_BLOCKING) return 1;
+    atomic_fetch_add(&fake_cuda.streams, 1);
+    *stream = malloc(1);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuStreamDestroy(dw_cu_stream stream) {
+    atomic_fetch_sub(&fake_cuda.streams, 1);
+    free(stream);
+    return DW_CU_SUCCESS;
+}
+
+static _Thread_local int capture_mode;
+
+static dw_cu_result fake_cuThreadExchangeStreamCaptureMode(int *mode) {
+    FAILS_IF_TOLD("cuThreadExchangeStreamCaptureMode");
+    int before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return DW_CU_SUCCESS;
+}
+
+EXPORT int fake_get_capture_mode(void);
+int fake_get_capture_mode(void) {
+    return capture_mode;
+}
+
+/* An event is the number of events recorded before it; each takes a millisecond. */
+static dw_cu_result fake_cuEventCreate(dw_cu_event *event, unsigned int flags) {
+    FAILS_IF_TOLD("cuEventCreate");
+    if (flags) return 1;
+    *event = calloc(1, sizeof(int));
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuEventDestroy(dw_cu_event event) {
+    free(event);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuEventRecord(dw_cu_event event, dw_cu_stream stream) {
+    (void)stream;
+    FAILS_IF_TOLD("cuEventRecord");
+    *(int *)event = atomic_fetch_add(&fake_cuda.events, 1);
+    return DW_CU_SUCCESS;
+}
+
+static dw_cu_result fake_cuEventElapsedTime(float *milliseconds, dw_cu_event start, dw_cu_event end) {
+    *milliseconds = (float)(*(int *)end - *(int *)start);
     return DW_CU_SUCCESS;
 }
 

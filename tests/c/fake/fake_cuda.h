@@ -27,11 +27,14 @@ typedef struct fake_cuda_state {
     int devices; /* visible: 0 to FAKE_DEVICES */
     int major[FAKE_DEVICES], minor[FAKE_DEVICES];
     int init_result;
+    int uuid;         /* first byte of device 0's */
     const char *fail; /* symbol that fails from now on, or NULL */
     int fail_result;  /* with this */
     atomic_int retained[FAKE_DEVICES];
     atomic_int pushes, pops;
     atomic_int module_loads, function_lookups, function_sets, launches, maps, memsets;
+    atomic_int allocations, streams; /* that exist now */
+    atomic_int events;
     fake_context primary[FAKE_DEVICES];
     /* The last launch, tensor map and memset. */
     dw_cu_launch_config config;
@@ -51,5 +54,7 @@ typedef struct fake_cuda_state {
 /* Sets the calling thread's current context (what a program outside Deepwell would do); NULL for none. */
 typedef void (*fake_set_current_function)(fake_context *context);
 typedef fake_context *(*fake_get_current_function)(void);
+/* What cuThreadExchangeStreamCaptureMode left for the calling thread; 0 at its start. */
+typedef int (*fake_get_capture_mode_function)(void);
 
 #endif
