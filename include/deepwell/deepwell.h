@@ -10,6 +10,7 @@
 #include "deepwell/cuda.h"
 #include "deepwell/fused.h"
 #include "deepwell/kernels.h"
+#include "deepwell/plan.h"
 #include "deepwell/quantize.h"
 #include "deepwell/status.h"
 #include "deepwell/types.h"

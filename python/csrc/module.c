@@ -149,6 +149,16 @@ static PyMethodDef methods[] = {
      "cuda_selftest_workspace() -> int\n\nBytes of device memory cuda_selftest needs."},
     {"cuda_device_info", core_cuda_device_info, METH_O,
      "cuda_device_info(device) -> dict\n\nFacts about a GPU, from the driver."},
+    {"plan", KEYWORDS(core_plan),
+     "plan(model, options, expect=False) -> (block, weight_block, notes, decisions)\n\n"
+     "dw_plan_create. model: (name, parameters, names, layers); layers and options: tuples in the order of\n"
+     "python/csrc/plan.c. expect: raise when nothing is converted."},
+    {"plan_explain", KEYWORDS(core_plan_explain),
+     "plan_explain(model, options, format) -> str\n\ndw_plan_explain; format 0: text, 1: JSON, 2: HTML."},
+    {"plan_check_options", core_plan_check_options, METH_O, "plan_check_options(options)\n\nRaises for bad ones."},
+    {"plan_matches", core_plan_matches, METH_VARARGS, "plan_matches(name, pattern) -> bool"},
+    {"plan_evidence", core_plan_evidence, METH_NOARGS,
+     "plan_evidence() -> list of (device, what, value, unit, source)\n\nThe figures behind predictions."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -54,4 +54,10 @@ PyObject *core_cuda_selftest(PyObject *module, PyObject *const *arguments, Py_ss
 PyObject *core_cuda_selftest_workspace(PyObject *module, PyObject *unused);
 PyObject *core_cuda_device_info(PyObject *module, PyObject *device);
 
+PyObject *core_plan(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_plan_explain(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_plan_check_options(PyObject *module, PyObject *options);
+PyObject *core_plan_matches(PyObject *module, PyObject *arguments);
+PyObject *core_plan_evidence(PyObject *module, PyObject *unused);
+
 #endif

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from . import analyze, convert, fuse, registry
 from .errors import InvalidArgumentError
 from .explanation import Explanation
-from .plan import ModelFacts, Plan, make_plan, parse_options
+from .plan import ModelFacts, Plan, check_available, make_plan, parse_options, with_reported
 
 _PLAN = "_deepwell_plan"
 
@@ -81,11 +80,13 @@ def optimize(
     stays in the model's own precision (torch.backends.mha.set_fastpath_enabled(False) turns it off)."""
     device = analyze.check_model(model)
     options = parse_options(precision, target, strategy, profile, block_size, skip, only, device)
+    check_available(options)
     known = model.__dict__.get(_PLAN)
     if known is None:
         known = make_plan(analyze.analyze(model, precision), options)
         fusions = fuse.find(model, known) if options.device == "hopper" else []
-        known = dataclasses.replace(known, decisions=(*known.decisions, *(f.decision for f in fusions)))
+        if fusions:
+            known = with_reported(known, [f.decision for f in fusions])
         _apply(model, known, fusions)
     elif known.options != options:
         raise InvalidArgumentError(

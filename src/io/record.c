@@ -5,7 +5,7 @@
 
 #include "core/status.h"
 #include "io/json_object.h"
-#include "io/text.h"
+#include "core/text.h"
 
 #define PREFIX "deepwell."
 
