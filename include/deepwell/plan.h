@@ -67,6 +67,8 @@ typedef struct dw_model {
     const char *const *names; /* of all modules, candidates or not: for telling what a pattern could have meant */
     size_t name_count;
     int64_t parameters;
+    const char *const *remarks; /* sentences about the description itself; they go with the summary */
+    size_t remark_count;
 } dw_model;
 
 /* ---- what is wanted ---- */
@@ -238,8 +240,9 @@ typedef struct dw_plan_summary {
     /* Sums over the layers that are predicted, and the optimizer's step (AdamW, states of the weight's type). */
     double full_ms, planned_ms, optimizer_ms;
     double full_host_ms, planned_host_ms;
-    int64_t full_bytes, planned_bytes; /* weights, gradients, FP8 copies, optimizer states, saved activations */
-    size_t unpredicted;                /* layers that are in no sum */
+    /* At the peak of a training step: weights, FP8 copies, optimizer states, and activations or gradients. */
+    int64_t full_bytes, planned_bytes;
+    size_t unpredicted; /* layers that are in no sum */
 } dw_plan_summary;
 
 typedef struct dw_plan dw_plan;

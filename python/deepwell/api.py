@@ -29,11 +29,26 @@ class QuantizationPlanner:
         block_size: int | None = None,
         skip: str | Sequence[str] | None = None,
         only: str | Sequence[str] | None = None,
+        inference: bool = False,
+        tokens: int = 0,
+        sequence: int = 0,
+        gpu: str = "",
+        expect: bool = True,
     ) -> Plan:
-        """The plan for a model described by `ModelOptimizer.analyze_model`. Arguments and errors as in `optimize`."""
-        return make_plan(
-            facts, parse_options(precision, target, strategy, profile, block_size, skip, only, facts.device)
+        """The plan for a model described by `ModelOptimizer.analyze_model`. Arguments and errors as in `optimize`, and
+        precision "fp8" and "bf16" and every strategy are planned, too. profile changes nothing here: a description
+        cannot be run.
+
+        inference: no gradients. tokens, sequence: of one pass and of one sequence, for predictions; 0: 8192 and 4096.
+        gpu: whose figures predict ("h100", "h200", "b200", "gb200", "cpu"); "": the target's usual one. expect: raise
+        when nothing is left to convert."""
+        options = parse_options(
+            *(precision, target, strategy, profile, block_size, skip, only, facts.device),
+            inference=inference,
+            tokens=tokens,
+            sequence=sequence,
         )
+        return make_plan(facts, options, gpu=gpu, expect=expect)
 
 
 def optimize(

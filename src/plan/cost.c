@@ -149,37 +149,40 @@ static dw_cost product_candidate(const dw_layer *layer, const dw_settings *setti
 
 /* ---- what is bound by memory ----
  *
- * Bytes read and written for an element, forward and backward: `plain` as frameworks compose it from elementwise
- * kernels over BF16, with FP32 inside (an RMSNorm of transformers: cast 2+4, square 4+4, mean 4, product 4+4, cast 4+2,
- * weight 2+2; backward about twice that), `fused` as the library's kernels move it. */
+ * Bytes read and written for an element, forward and backward, and bytes kept in between: `plain` as frameworks compose
+ * it from elementwise kernels over BF16, with FP32 inside (an RMSNorm of transformers: cast 2+4, square 4+4, mean 4,
+ * product 4+4, cast 4+2, weight 2+2; backward about twice that; it keeps the FP32 input and both BF16 factors), `fused`
+ * as the library's kernels move it. */
+typedef struct traffic {
+    double forward, backward, kept;
+} traffic;
+
 static const struct {
     dw_layer_kind kind;
-    double plain[2], fused[2];
+    traffic plain, fused;
     dw_rate rates[2];
-} traffic[] = {
-    {DW_LAYER_NORM, {32, 64}, {6, 6}, {DW_RATE_NORM, DW_RATE_NORM_BACKWARD}},
-    {DW_LAYER_GATED_MLP, {10, 22}, {6, 10}, {DW_RATE_GATED, DW_RATE_GATED_BACKWARD}},
-    {DW_LAYER_LOSS, {18, 14}, {2, 4}, {DW_RATE_LOSS, DW_RATE_LOSS_BACKWARD}},
-    {DW_LAYER_EMBEDDING, {4, 4}, {4, 4}, {DW_RATE_COPY, DW_RATE_COPY}},
+} streams[] = {
+    {DW_LAYER_NORM, {32, 64, 8}, {6, 6, 2}, {DW_RATE_NORM, DW_RATE_NORM_BACKWARD}},
+    {DW_LAYER_GATED_MLP, {10, 22, 6}, {6, 10, 4}, {DW_RATE_GATED, DW_RATE_GATED_BACKWARD}},
+    {DW_LAYER_LOSS, {18, 14, 10}, {2, 4, 2}, {DW_RATE_LOSS, DW_RATE_LOSS_BACKWARD}},
+    {DW_LAYER_EMBEDDING, {4, 4, 0}, {4, 4, 0}, {DW_RATE_COPY, DW_RATE_COPY}},
 };
 
 static dw_cost memory_bound(const dw_layer *layer, const dw_settings *settings, bool fused) {
     dw_cost cost = {.weight_bytes = weight_bytes(layer, settings)};
-    for (size_t i = 0; i < sizeof traffic / sizeof traffic[0]; i++) {
-        if (traffic[i].kind != layer->kind) continue;
-        double elements = input_elements(layer, settings), ms[2];
-        for (int way = 0; way < 2; way++) {
-            dw_rate rate = fused ? traffic[i].rates[way] : DW_RATE_COPY;
-            double bytes = elements * (fused ? traffic[i].fused[way] : traffic[i].plain[way]);
-            ms[way] = 1e3 * bytes / dw_rate_of(&settings->facts, rate) / settings->cpu_scale;
-        }
-        cost.forward_ms = ms[0] + launch_ms(settings, 1);
-        cost.backward_ms = settings->inference ? 0 : ms[1] + launch_ms(settings, 1);
-        bool keeps = layer->kind != DW_LAYER_EMBEDDING && !settings->inference;
-        /* A gated MLP keeps gate and up; the activation itself is the next layer's input. */
-        if (keeps) cost.saved_bytes = (int64_t)elements * 2 * (layer->kind == DW_LAYER_GATED_MLP ? 2 : 1);
-        cost.alone_ms = cost.forward_ms + cost.backward_ms;
+    for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
+        if (streams[i].kind != layer->kind) continue;
+        const traffic *bytes = fused ? &streams[i].fused : &streams[i].plain;
+        double forward = dw_rate_of(&settings->facts, fused ? streams[i].rates[0] : DW_RATE_COPY);
+        double backward = dw_rate_of(&settings->facts, fused ? streams[i].rates[1] : DW_RATE_COPY);
+        double elements = input_elements(layer, settings);
+        cost.forward_ms = 1e3 * elements * bytes->forward / forward / settings->cpu_scale + launch_ms(settings, 1);
+        cost.alone_ms = cost.forward_ms;
         cost.known = layer->in_features > 0;
+        if (settings->inference) continue;
+        cost.backward_ms = 1e3 * elements * bytes->backward / backward / settings->cpu_scale + launch_ms(settings, 1);
+        cost.saved_bytes = (int64_t)(elements * bytes->kept);
+        cost.alone_ms += cost.backward_ms;
     }
     return cost;
 }

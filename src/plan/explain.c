@@ -8,10 +8,6 @@ const char *const dw_plan_headings[DW_PLAN_COLUMNS] = {"layer",  "type",  "size"
                                                        "blocks", "FLOPs", "ms now", "ms then", "why"};
 const bool dw_plan_numeric[DW_PLAN_COLUMNS] = {[6] = true, [7] = true, [8] = true};
 
-static const dw_cost *planned_cost(const dw_decision *d) {
-    return d->action != DW_ACTION_KEEP && d->candidate.known ? &d->candidate : &d->full;
-}
-
 static void milliseconds(const dw_cost *cost, dw_text *text) {
     if (cost->known) dw_text_printf(text, "%.3f", cost->forward_ms + cost->backward_ms);
 }
@@ -36,9 +32,27 @@ void dw_explain_cell(const dw_decision *d, int column, dw_text *text) {
         if (d->flops_share > 0) dw_text_printf(text, "%.1f%%", 100 * d->flops_share);
         break;
     case 7: milliseconds(&d->full, text); break;
-    case 8: milliseconds(planned_cost(d), text); break;
+    case 8: milliseconds(dw_planned_cost(d), text); break;
     default: dw_text_puts(text, d->reason); break;
     }
+}
+
+/* Width in characters; control characters become '?', so that a name cannot break the lines. */
+static size_t clean(char *text, size_t length) {
+    size_t width = 0;
+    for (size_t i = 0; i < length; i++) {
+        unsigned char c = (unsigned char)text[i];
+        if (c < 0x20 || c == 0x7F) text[i] = '?';
+        if ((c & 0xC0) != 0x80) width++;
+    }
+    return width;
+}
+
+/* A text out of a file or a model. */
+static void puts_clean(dw_text *text, const char *string) {
+    size_t begin = text->length;
+    dw_text_puts(text, string);
+    if (!text->failed) clean(text->bytes + begin, text->length - begin);
 }
 
 /* ---- the sentences ---- */
@@ -67,13 +81,13 @@ static void count_types(const dw_plan *plan, dw_action action, const char *intro
 static void predictions(const dw_plan_summary *s, dw_text *text) {
     char tokens[32];
     if (s->full_ms <= s->optimizer_ms || s->planned_ms <= 0) return;
-    dw_text_printf(
-        text,
-        "Predicted for %s tokens a pass on %s%s: %.4g ms -> %.4g ms (%.2fx) and %.4g GiB -> %.4g GiB, for the "
-        "listed layers",
-        dw_grouped_digits(s->tokens, tokens), s->facts->title, s->facts->measured ? "" : " (not measured)", s->full_ms,
-        s->planned_ms, s->full_ms / s->planned_ms, (double)s->full_bytes / (1 << 30),
-        (double)s->planned_bytes / (1 << 30));
+    dw_text_printf(text,
+                   "Predicted for %s tokens a pass on %s%s: %.4g ms -> %.4g ms (%.2fx) and %.4g GiB -> %.4g GiB at the "
+                   "peak, for the "
+                   "listed layers",
+                   dw_grouped_digits(s->tokens, tokens), s->facts->title, s->facts->measured ? "" : " (not measured)",
+                   s->full_ms, s->planned_ms, s->full_ms / s->planned_ms, (double)s->full_bytes / (1 << 30),
+                   (double)s->planned_bytes / (1 << 30));
     if (s->optimizer_ms > 0) dw_text_printf(text, " and an AdamW step (%.3g ms)", s->optimizer_ms);
     dw_text_puts(text, "; what else the model computes is in neither.\n");
     if (s->planned_host_ms > s->planned_ms)
@@ -87,8 +101,8 @@ void dw_explain_summary(const dw_plan *plan, dw_text *text) {
     dw_plan_summary s;
     dw_plan_summarize(plan, &s);
     char number[32];
-    dw_text_printf(text, "%s: %zu of %zu layers converted to %s", s.model, s.converted, s.converted + s.kept,
-                   s.precision);
+    puts_clean(text, s.model);
+    dw_text_printf(text, ": %zu of %zu layers converted to %s", s.converted, s.converted + s.kept, s.precision);
     if (plan->settings.precision != DW_PRECISION_BF16)
         dw_text_printf(text, " (E4M3, %s scales, blocks %s, weights %s)",
                        plan->settings.precision == DW_PRECISION_FP8 ? "FP32" : s.rounding, s.block, s.weight_block);
@@ -101,22 +115,13 @@ void dw_explain_summary(const dw_plan *plan, dw_text *text) {
     count_types(plan, DW_ACTION_FUSE, "Fused with the quantization around them: ", text);
     count_types(plan, DW_ACTION_ADAPT, "Called in their fastest form: ", text);
     predictions(&s, text);
-    for (size_t i = 0; i < plan->note_count; i++)
-        dw_text_printf(text, "%s\n", plan->notes[i]);
+    for (size_t i = 0; i < plan->note_count; i++) {
+        puts_clean(text, plan->notes[i]);
+        dw_text_puts(text, "\n");
+    }
 }
 
 /* ---- the table ---- */
-
-/* Width in characters; control characters become '?', so that a name cannot break the lines. */
-static size_t clean(char *text, size_t length) {
-    size_t width = 0;
-    for (size_t i = 0; i < length; i++) {
-        unsigned char c = (unsigned char)text[i];
-        if (c < 0x20 || c == 0x7F) text[i] = '?';
-        if ((c & 0xC0) != 0x80) width++;
-    }
-    return width;
-}
 
 typedef struct cell {
     size_t begin, length, width;

@@ -45,12 +45,12 @@ typedef struct pair {
 } pair;
 
 static pair times_of(const dw_decision *d) {
-    const dw_cost *then = d->action != DW_ACTION_KEEP && d->candidate.known ? &d->candidate : &d->full;
+    const dw_cost *then = dw_planned_cost(d);
     return (pair){d->full.forward_ms + d->full.backward_ms, then->forward_ms + then->backward_ms};
 }
 
 static pair bytes_of(const dw_decision *d) {
-    const dw_cost *then = d->action != DW_ACTION_KEEP && d->candidate.known ? &d->candidate : &d->full;
+    const dw_cost *then = dw_planned_cost(d);
     return (pair){(double)(d->full.weight_bytes + d->full.saved_bytes),
                   (double)(then->weight_bytes + then->saved_bytes)};
 }

@@ -65,8 +65,8 @@ static dw_status no_match(const dw_model *model, const char *argument, const cha
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s pattern '%.200s' matches no module of %.100s; did you mean '%s'?",
                        argument, pattern, model->name, near);
     return dw_fail(DW_ERROR_INVALID_ARGUMENT,
-                   "%s pattern '%.200s' matches no module of %.100s; see model.named_modules() for the names", argument,
-                   pattern, model->name);
+                   "%s pattern '%.200s' matches no module of %.100s; their names are like '%.200s'", argument, pattern,
+                   model->name, model->layer_count ? dw_or_empty(model->layers[0].name) : "");
 }
 
 static dw_status expect_match(const dw_model *model, const char *argument, const char *pattern) {

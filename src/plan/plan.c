@@ -41,6 +41,8 @@ static void note(dw_plan *plan, const char *text) {
 
 static void add_notes(dw_plan *plan) {
     const dw_settings *settings = &plan->settings;
+    for (size_t i = 0; i < plan->model->remark_count; i++)
+        note(plan, plan->model->remarks[i]);
     if (settings->device == DW_FAMILY_CPU && settings->precision != DW_PRECISION_BF16)
         note(plan, settings->precision == DW_PRECISION_MXFP8
                        ? "On the CPU this emulates the numerics of MXFP8 exactly; it is not a speed-up."
@@ -145,8 +147,25 @@ static void add_optimizer(const dw_plan *plan, dw_plan_summary *summary) {
     summary->planned_bytes += (int64_t)states;
 }
 
+/* Memory at its peak: what stays, and the larger of what forward keeps and what backward makes of it, since one goes as
+ * the other comes. */
+typedef struct memory {
+    int64_t stays, saved, gradients;
+} memory;
+
+static int64_t peak(const memory *m) {
+    return m->stays + (m->saved > m->gradients ? m->saved : m->gradients);
+}
+
+static void add_memory(const dw_layer *layer, const dw_cost *cost, bool inference, memory *m) {
+    int64_t gradient = inference || layer->frozen ? 0 : layer->parameters * dw_dtype_bytes(layer->dtype);
+    m->stays += cost->weight_bytes - gradient;
+    m->saved += cost->saved_bytes;
+    m->gradients += gradient;
+}
+
 static void add_decision(const dw_decision *d, dw_plan_summary *summary) {
-    const dw_cost *planned = d->action != DW_ACTION_KEEP && d->candidate.known ? &d->candidate : &d->full;
+    const dw_cost *planned = dw_planned_cost(d);
     summary->converted += d->action == DW_ACTION_CONVERT;
     summary->kept += d->action == DW_ACTION_KEEP && dw_layer_is_candidate(d->layer);
     summary->fused += d->action == DW_ACTION_FUSE;
@@ -163,8 +182,6 @@ static void add_decision(const dw_decision *d, dw_plan_summary *summary) {
     summary->planned_ms += planned->forward_ms + planned->backward_ms;
     summary->full_host_ms += d->full.host_ms;
     summary->planned_host_ms += planned->host_ms;
-    summary->full_bytes += d->full.weight_bytes + d->full.saved_bytes;
-    summary->planned_bytes += planned->weight_bytes + planned->saved_bytes;
 }
 
 void dw_plan_summarize(const dw_plan *plan, dw_plan_summary *summary) {
@@ -183,8 +200,16 @@ void dw_plan_summarize(const dw_plan *plan, dw_plan_summary *summary) {
                                  .sequence = settings->sequence,
                                  .parameters = plan->model->parameters};
     if (settings->options->wish_count) summary->strategy = "mapping";
-    for (size_t i = 0; i < plan->model->layer_count; i++)
-        add_decision(&plan->decisions[i], summary);
+    memory full = {0}, planned = {0};
+    for (size_t i = 0; i < plan->model->layer_count; i++) {
+        const dw_decision *d = &plan->decisions[i];
+        add_decision(d, summary);
+        if (!d->full.known) continue;
+        add_memory(d->layer, &d->full, settings->inference, &full);
+        add_memory(d->layer, dw_planned_cost(d), settings->inference, &planned);
+    }
+    summary->full_bytes = peak(&full);
+    summary->planned_bytes = peak(&planned);
     if (!settings->inference) add_optimizer(plan, summary);
 }
 

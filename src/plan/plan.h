@@ -137,6 +137,11 @@ dw_cost dw_cost_full(const dw_layer *layer, const dw_settings *settings);
 /* Converted if it is a product, fused if it is not. */
 dw_cost dw_cost_candidate(const dw_layer *layer, const dw_settings *settings, dw_neighbours neighbours);
 
+/* What the layer costs as decided. */
+static inline const dw_cost *dw_planned_cost(const dw_decision *d) {
+    return d->action != DW_ACTION_KEEP && d->candidate.known ? &d->candidate : &d->full;
+}
+
 /* Whether the layer is expected to be faster converted. */
 static inline bool dw_cost_wins(const dw_cost *full, const dw_cost *candidate) {
     return candidate->alone_ms < full->alone_ms;
@@ -155,7 +160,7 @@ struct dw_plan {
     const dw_model *model;
     dw_settings settings;
     dw_decision *decisions; /* one for each layer */
-    const char *notes[8];
+    const char *notes[16];
     size_t note_count;
     dw_sample samples[DW_PLAN_SAMPLES];
     size_t sample_count; /* made so far; the newest replace the oldest */

@@ -292,7 +292,7 @@ static void what_contradicts_is_an_error(void **state) {
         {{.skip = blocks, .skip_count = 1, .wishes = &convert, .wish_count = 1}, "strategy['*.up']='mxfp8' contradict"},
         {{.only = blocks, .only_count = 1, .wishes = &keep, .wish_count = 1}, "strategy['*.up']='keep' contradict"},
         {{.skip = typo, .skip_count = 1}, "did you mean 'blocks.0.up'?"},
-        {{.only = far, .only_count = 1}, "matches no module of Described; see"},
+        {{.only = far, .only_count = 1}, "matches no module of Described; their names are like 'blocks.0.up'"},
         {{.only = norms, .only_count = 1}, "matches modules of Described, but none that could be converted"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -353,7 +353,11 @@ static void a_frontier_size_model_is_planned_in_no_time(void **state) {
         layers[i] = linear(names[i], parts[i % EACH].in, parts[i % EACH].out);
         if (i % EACH == 1 || i % EACH == 2) layers[i].shares_input = i / EACH * EACH;
     }
-    dw_model model = {"Llama", layers, BLOCKS * EACH, pointers, BLOCKS * EACH, (int64_t)7 << 30};
+    dw_model model = {.name = "Llama",
+                      .layers = layers,
+                      .layer_count = BLOCKS * EACH,
+                      .names = pointers,
+                      .name_count = BLOCKS * EACH};
     const char *const skip[] = {"*.layers.0.*", "*.layers.31"};
     dw_plan_options options = {.device = "hopper", .skip = skip, .skip_count = 2};
     struct timespec before, after;

@@ -24,7 +24,7 @@ static const dw_decision *decide(dw_layer layer, dw_plan_options options) {
     dw_plan_destroy(plan);
     kept = layer;
     wanted = options;
-    model = (dw_model){"One", &kept, 1, &kept.name, 1, layer.parameters};
+    model = (dw_model){.name = "One", .layers = &kept, .layer_count = 1};
     ASSERT_OK(dw_plan_create(&model, &wanted, &plan));
     return dw_plan_decision(plan, 0);
 }
@@ -88,7 +88,7 @@ static void who_shares_an_input_pays_for_it_once(void **state) {
     (void)state;
     dw_layer layers[2] = {linear(4096, 4096), linear(4096, 4096)};
     layers[1].name = "b";
-    dw_model model = {"Two", layers, 2, NULL, 0, 0};
+    dw_model model = {.name = "Two", .layers = layers, .layer_count = 2};
     dw_plan_options options = {.device = "hopper"};
     double quantize[2];
     int64_t saved[2];
@@ -236,7 +236,7 @@ static void texts_escape_what_models_bring(void **state) {
     (void)state;
     dw_layer layer = linear(64, 64);
     layer.name = "a<b>&\"'\n\x01";
-    dw_model model = {"M<script>", &layer, 1, &layer.name, 1, 4096};
+    dw_model model = {.name = "M<script>", .layers = &layer, .layer_count = 1, .parameters = 4096};
     dw_plan_options options = {0};
     dw_plan *plan;
     ASSERT_OK(dw_plan_create(&model, &options, &plan));
