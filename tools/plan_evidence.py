@@ -99,6 +99,7 @@ def table(text: str) -> str:
         *layer_rows("h100", "linear", (HOST_BOUND,), HOST_BOUND_FP8),
         *host_rows("h100"),
         *rate_rows("h100", GPU_RATES),
+        *layer_rows("cpu", "plan", (), ()),
         *rate_rows("cpu", CPU_RATES),
     ]
     return head + BEGIN + "".join(rows) + END + tail

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "core/status.h"
-#include "io/json_object.h"
 #include "core/text.h"
+#include "io/json_object.h"
 
 #define PREFIX "deepwell."
 

@@ -6,7 +6,7 @@
 #include "plan/plan.h"
 
 static const dw_device_facts devices[] = {
-    {"cpu", "a CPU that emulates, 2 threads", "cpu", 0, 0, 22.9e9, 0.1e12, 0.1e12, 0, 0, 0, true,
+    {"cpu", "a CPU that emulates, 2 threads", "cpu", 0, 0, 22.6e9, 0.127e12, 0.127e12, 0, 0, 0, true,
      "bench/results/cpu, 2026-11-22"},
     {"h100", "NVIDIA H100 SXM 80 GB", "hopper", 132, (int64_t)80 << 30, 3.01e12, 989e12, 1979e12, 232448, 0, 0, true,
      "bench/results/h100, 2026-11-22; peaks: NVIDIA's data sheet"},
