@@ -223,6 +223,7 @@ typedef struct dw_decision {
     double flops_share; /* its part of the multiplications of all linear layers, heads, routers and experts */
     dw_cost full;       /* as it is */
     dw_cost candidate;  /* converted, or fused; known for every layer that could be */
+    bool by_time;       /* kept for its time alone: a measurement could say otherwise */
     bool measured;      /* the two are from options.measurements */
     dw_mma_tile tile;   /* Blackwell: of the forward product; rows 0 where none */
 } dw_decision;

@@ -151,7 +151,7 @@ static PyMethodDef methods[] = {
      "cuda_device_info(device) -> dict\n\nFacts about a GPU, from the driver."},
     {"plan", KEYWORDS(core_plan),
      "plan(model, options, expect=False) -> (block, weight_block, notes, decisions)\n\n"
-     "dw_plan_create. model: (name, parameters, names, layers); layers and options: tuples in the order of\n"
+     "dw_plan_create. model: (name, parameters, names, remarks, layers); layers and options: tuples in the order of\n"
      "python/csrc/plan.c. expect: raise when nothing is converted."},
     {"plan_explain", KEYWORDS(core_plan_explain),
      "plan_explain(model, options, format) -> str\n\ndw_plan_explain; format 0: text, 1: JSON, 2: HTML."},

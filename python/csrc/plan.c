@@ -6,7 +6,7 @@ typedef struct plan_input {
     dw_model model;
     dw_plan_options options;
     dw_layer *layers;
-    const char **names;
+    const char **names, **remarks;
     dw_plan_wish *wishes;
     const char **skip, **only;
     dw_measurement *measurements;
@@ -15,6 +15,7 @@ typedef struct plan_input {
 static void release(plan_input *input) {
     PyMem_Free(input->layers);
     PyMem_Free(input->names);
+    PyMem_Free(input->remarks);
     PyMem_Free(input->wishes);
     PyMem_Free(input->skip);
     PyMem_Free(input->only);
@@ -68,15 +69,19 @@ static int read_layer(PyObject *tuple, dw_layer *layer) {
 }
 
 static int read_model(PyObject *object, plan_input *input) {
-    PyObject *names, *layers;
+    PyObject *names, *remarks, *layers;
     long long parameters;
-    if (!PyArg_ParseTuple(object, "sLOO;the model", &input->model.name, &parameters, &names, &layers)) return 0;
-    if (!read_texts(names, &input->names, &input->model.name_count)) return 0;
+    if (!PyArg_ParseTuple(object, "sLOOO;the model", &input->model.name, &parameters, &names, &remarks, &layers))
+        return 0;
+    if (!read_texts(names, &input->names, &input->model.name_count) ||
+        !read_texts(remarks, &input->remarks, &input->model.remark_count))
+        return 0;
     input->layers = room_for(layers, sizeof *input->layers, &input->model.layer_count);
     for (size_t i = 0; input->layers && i < input->model.layer_count; i++)
         if (!read_layer(PyList_GetItem(layers, (Py_ssize_t)i), &input->layers[i])) return 0;
     input->model.parameters = parameters;
     input->model.names = input->names;
+    input->model.remarks = input->remarks;
     input->model.layers = input->layers;
     return input->layers != NULL;
 }
@@ -135,10 +140,10 @@ static PyObject *cost_tuple(const dw_cost *cost) {
 }
 
 static PyObject *decision_tuple(const dw_decision *d) {
-    return Py_BuildValue("(ssssssdsssNNN)", dw_action_name(d->action), d->reason, d->precision, d->block,
+    return Py_BuildValue("(ssssssdsssNNNN)", dw_action_name(d->action), d->reason, d->precision, d->block,
                          d->weight_block, d->kernel, d->flops_share, dw_forms_name(d->input_forms),
                          dw_forms_name(d->gradient_forms), dw_forms_name(d->weight_forms), cost_tuple(&d->full),
-                         cost_tuple(&d->candidate), PyBool_FromLong(d->measured));
+                         cost_tuple(&d->candidate), PyBool_FromLong(d->measured), PyBool_FromLong(d->by_time));
 }
 
 /* A list of `count` objects that `make` builds. */

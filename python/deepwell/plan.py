@@ -80,6 +80,7 @@ class ModelFacts:
     parameters: int
     device: str
     parts: tuple[PartFacts, ...] = ()
+    remarks: tuple[str, ...] = ()  # sentences that go with the plan's summary
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Decision:
     Unless converted, precision is its own dtype and block is "". flops_share: its part of the multiplications of all
     these layers for one token. transposed: its weight is [in_features, out_features]. input_forms, gradient_forms,
     weight_forms: which orientations are quantized ("row", "transposed", "both", ""). full and candidate: what it
-    costs as it is and converted or fused, None where nothing is predicted; measured: on this device."""
+    costs as it is and converted or fused, None where nothing is predicted; measured: on this device. by_time: kept for its
+    time alone."""
 
     name: str
     kind: str
@@ -142,6 +144,7 @@ class Decision:
     full: Cost | None = None
     candidate: Cost | None = None
     measured: bool = False
+    by_time: bool = False
 
     @property
     def converted(self) -> bool:
@@ -276,8 +279,6 @@ def check_available(options: Options) -> None:
         raise UnsupportedError(
             f"precision={options.precision!r} is not available in this version of deepwell; use precision='mxfp8'"
         )
-    if options.profile:
-        raise UnsupportedError("profile=True is not available in this version of deepwell; use profile=False")
     if options.strategy in ("mxfp8_moe", "bf16_fused"):
         raise UnsupportedError(
             f"strategy={options.strategy!r} is not available in this version of deepwell; use 'auto' or 'mxfp8_dense'"
@@ -375,7 +376,7 @@ def _model_tuple(model: ModelFacts) -> tuple:
                 positions.get(layer.input_from, -1) if layer.input_from else -1,
             )
         )
-    return (model.class_name, model.parameters, list(model.module_names), rows)
+    return (model.class_name, model.parameters, list(model.module_names), list(model.remarks), rows)
 
 
 def _part(part: PartFacts, model: ModelFacts) -> LayerFacts:
@@ -405,7 +406,8 @@ def _options_tuple(options: Options, gpu: str = "", measurements: Sequence[Measu
 
 
 def _decision(layer: LayerFacts, values: tuple) -> Decision:
-    action, reason, precision, block, weight_block, kernel, share, *forms, full, candidate, measured = values
+    action, reason, precision, block, weight_block, kernel, share, *rest = values
+    *forms, full, candidate, measured, by_time = rest
     return Decision(
         layer.name,
         layer.kind,
@@ -424,6 +426,7 @@ def _decision(layer: LayerFacts, values: tuple) -> Decision:
         full=None if full is None else Cost(*full),
         candidate=None if candidate is None else Cost(*candidate),
         measured=measured,
+        by_time=by_time,
     )
 
 

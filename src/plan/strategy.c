@@ -195,7 +195,9 @@ static const char *reason_to_keep(const question *q) {
     if (!reason || *reason || !dw_layer_is_own(layer)) return reason;
     reason = keep_by_extent(q);
     if (!reason || *reason) return reason;
-    return keep_by_time(q);
+    reason = keep_by_time(q);
+    q->decision->by_time = reason && *reason;
+    return reason;
 }
 
 static const char *reason_to_convert(const question *q) {

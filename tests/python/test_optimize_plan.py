@@ -237,7 +237,6 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments: dict, named: st
     [
         {"precision": "fp8"},
         {"precision": "bf16"},
-        {"profile": True},
         {"strategy": "mxfp8_moe"},
         {"strategy": "bf16_fused"},
     ],
