@@ -11,6 +11,7 @@
 #include "deepwell/fused.h"
 #include "deepwell/kernels.h"
 #include "deepwell/plan.h"
+#include "deepwell/plugin.h"
 #include "deepwell/quantize.h"
 #include "deepwell/status.h"
 #include "deepwell/types.h"

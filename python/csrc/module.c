@@ -100,8 +100,9 @@ static PyMethodDef methods[] = {
     {"kernels", core_kernels, METH_NOARGS, "kernels() -> list of dict\n\nThe rows of the kernel table, in order."},
     {"dispatch", KEYWORDS(core_dispatch),
      "dispatch(operation, orientation, source, element, block, rounding, layout, rows, cols, device='cpu', "
-     "device_id=0)\n"
+     "device_id=0, alignment=0)\n"
      "-> (index or None, explanation, error)\n\nWhich row serves the request, with a line for each candidate."},
+    {"load_plugin", core_load_plugin, METH_O, "load_plugin(path) -> int\n\ndw_plugin_load: how many kernels it added."},
     {"selftest", KEYWORDS(core_selftest),
      "selftest(kernel, seed) -> dict\n\nRuns a row against the reference; mismatches are in the result, not raised."},
     {"version", core_version, METH_NOARGS, "version() -> str\n\nVersion of the library in use."},

@@ -37,6 +37,7 @@ PyObject *core_measure(PyObject *module, PyObject *arguments, PyObject *keywords
 PyObject *core_scale_shape(PyObject *module, PyObject *arguments, PyObject *keywords);
 PyObject *core_kernels(PyObject *module, PyObject *unused);
 PyObject *core_dispatch(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_load_plugin(PyObject *module, PyObject *path);
 PyObject *core_selftest(PyObject *module, PyObject *arguments, PyObject *keywords);
 PyObject *core_version(PyObject *module, PyObject *unused);
 PyObject *core_cpu_info(PyObject *module, PyObject *unused);

@@ -122,8 +122,8 @@ class Decision:
     Unless converted, precision is its own dtype and block is "". flops_share: its part of the multiplications of all
     these layers for one token. transposed: its weight is [in_features, out_features]. input_forms, gradient_forms,
     weight_forms: which orientations are quantized ("row", "transposed", "both", ""). full and candidate: what it
-    costs as it is and converted or fused, None where nothing is predicted; measured: on this device. by_time: kept for its
-    time alone."""
+    costs as it is and converted or fused, None where nothing is predicted; measured: on this device. by_time: kept for
+    its time alone."""
 
     name: str
     kind: str

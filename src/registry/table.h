@@ -4,7 +4,7 @@
 
 #include "core/context.h"
 #include "cpu/cpu_kernel.h"
-#include "deepwell/kernels.h"
+#include "deepwell/plugin.h"
 
 /* How a device kernel is started: enqueues the job on `stream`, including the zeroing of scale padding. The pointers in
  * the job are device pointers. */
@@ -23,10 +23,15 @@ typedef struct dw_kernel_row {
         dw_quantize_launch launch_quantize;
         dw_dequantize_launch launch_dequantize;
     } entry;
+    const dw_plugin_kernel *plugin; /* a kernel from outside: its functions stand in for entry */
 } dw_kernel_row;
 
 extern const dw_kernel_row dw_kernel_table[];
 extern const size_t dw_kernel_table_size;
+
+/* The table's rows and those registered, in the order of dw_kernel_get. NULL for an index out of range. */
+size_t dw_row_count(void);
+const dw_kernel_row *dw_row_at(size_t index);
 
 /* "" when the row can run here, else why not. Static storage. */
 const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row);
@@ -36,6 +41,8 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
 
 /* The row for a request: dw_dispatch without an explanation. NULL when there is none. */
 const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request);
+/* The same among the table's rows alone. */
+const dw_kernel_row *dw_find_table_row(const dw_context *context, const dw_request *request);
 
 /* Fails with UNSUPPORTED, saying that no row serves the request. */
 dw_status dw_no_row(const dw_request *request);
