@@ -43,7 +43,7 @@ def run(results: Path, rounds: int) -> Path:
     options = parse_options("mxfp8", "hopper", "auto", False, None, None, None, "cpu")
     prepared = _model_tuple(facts), _options_tuple(options)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _checkpoint(Path(folder))
+        checkpoint = write_checkpoint(Path(folder), BLOCKS, VOCABULARY)
         command = [str(Path(sys.executable).parent / "deepwell"), "plan", str(checkpoint), "--json"]
         contenders = {
             "C": lambda: _core.plan(*prepared),
@@ -78,10 +78,11 @@ def _llama() -> ModelFacts:
     return ModelFacts("Llama", tuple(layers), names, sum(layer.parameters for layer in layers), "cpu")
 
 
-def _checkpoint(folder: Path) -> Path:
-    """The header of a checkpoint of 8 billion parameters over a hole."""
-    shapes = {"model.embed_tokens.weight": [VOCABULARY, HIDDEN], "lm_head.weight": [VOCABULARY, HIDDEN]}
-    for i in range(BLOCKS):
+def write_checkpoint(folder: Path, blocks: int, vocabulary: int) -> Path:
+    """A checkpoint of Llama 8B's width: its header over a hole, and its config.json."""
+    shapes = {"model.embed_tokens.weight": [vocabulary, HIDDEN], "lm_head.weight": [vocabulary, HIDDEN]}
+    shapes["model.norm.weight"] = [HIDDEN]
+    for i in range(blocks):
         for name, outputs, inputs in BLOCK:
             shapes[f"model.layers.{i}.{name}.weight"] = [outputs, inputs]
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -96,7 +97,7 @@ def _checkpoint(folder: Path) -> Path:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": VOCABULARY}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocabulary}))
     return path
 
 
