@@ -50,14 +50,13 @@ typedef struct dw_layer {
     int64_t matrices;                  /* how many of them; 0 counts as 1 */
     double tokens_share;               /* the part of a pass's tokens that each matrix sees; 0 counts as 1 */
     double runs;                       /* how often a token passes through it in one pass; 0 counts as 1 */
-    double multiplications; /* for a token each time; 0: in_features * out_features of the matrices it sees */
-    int64_t parameters;     /* all of the layer's */
-    const char *dtype;      /* of the weight: "float32", "float16", "bfloat16", or what else */
-    bool frozen;            /* needs no weight gradient */
-    bool no_input_gradient; /* nothing before it is trained */
-    bool transposed;        /* its weight is stored [in_features, out_features] */
-    int64_t shares_input;   /* index of the first layer that reads the same input; -1: it is that one */
-    int64_t input_from;     /* index of the layer whose output it reads; -1: not known */
+    int64_t parameters;                /* all of the layer's */
+    const char *dtype;                 /* of the weight: "float32", "float16", "bfloat16", or what else */
+    bool frozen;                       /* needs no weight gradient */
+    bool no_input_gradient;            /* nothing before it is trained */
+    bool transposed;                   /* its weight is stored [in_features, out_features] */
+    int64_t shares_input;              /* index of the first layer that reads the same input; -1: it is that one */
+    int64_t input_from;                /* index of the layer whose output it reads; -1: not known */
 } dw_layer;
 
 typedef struct dw_model {

@@ -46,11 +46,10 @@ static int read_layer(PyObject *tuple, dw_layer *layer) {
     const char *kind;
     long long in, out, matrices, parameters, shares, from;
     int frozen, no_gradient, transposed;
-    if (!PyArg_ParseTuple(tuple, "sssssssssLLLdddLspppLL;a layer", &layer->name, &layer->type, &kind,
+    if (!PyArg_ParseTuple(tuple, "sssssssssLLLddLspppLL;a layer", &layer->name, &layer->type, &kind,
                           &layer->kind_reason, &layer->obstacle, &layer->fused, &layer->adapted, &layer->kernel,
-                          &layer->note, &in, &out, &matrices, &layer->tokens_share, &layer->runs,
-                          &layer->multiplications, &parameters, &layer->dtype, &frozen, &no_gradient, &transposed,
-                          &shares, &from))
+                          &layer->note, &in, &out, &matrices, &layer->tokens_share, &layer->runs, &parameters,
+                          &layer->dtype, &frozen, &no_gradient, &transposed, &shares, &from))
         return 0;
     int found = 0;
     while (found < DW_LAYER_KIND_COUNT && strcmp(kind, dw_layer_kind_name((dw_layer_kind)found)) != 0)

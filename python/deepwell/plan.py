@@ -54,6 +54,11 @@ class LayerFacts:
     fused: str = ""
     adapted: str = ""
 
+    @property
+    def work(self) -> float:
+        """Multiplications of one pass, for each of its tokens."""
+        return self.in_features * self.out_features * self.matrices * self.tokens_share * self.runs
+
 
 @dataclass(frozen=True)
 class PartFacts:
@@ -314,12 +319,13 @@ _REPORTED_ROLES = {"RMSNorm": "norm", "gated MLP": "gated_mlp", "cross-entropy":
 def with_reported(plan: Plan, reported: Sequence[Decision]) -> Plan:
     """The plan, made anew with layers that run fused or in another form (decisions without costs) behind the others."""
     assert plan.facts is not None
+    widths = {part.name: part.width for part in plan.facts.parts}
     layers = tuple(
         LayerFacts(
             d.name,
             d.kind,
             d.kind,
-            d.in_features,
+            d.in_features or widths.get(d.name, 0),
             d.out_features,
             d.parameters,
             d.precision,
@@ -366,7 +372,6 @@ def _model_tuple(model: ModelFacts) -> tuple:
                 layer.matrices,
                 layer.tokens_share,
                 layer.runs,
-                0.0,
                 layer.parameters,
                 layer.dtype,
                 layer.frozen,

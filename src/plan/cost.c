@@ -22,8 +22,7 @@ bool dw_layer_is_reported(const dw_layer *layer) {
 
 double dw_layer_work(const dw_layer *layer) {
     double share = layer->tokens_share > 0 ? layer->tokens_share : 1;
-    double each = layer->multiplications > 0 ? layer->multiplications : dw_layer_weights(layer) * share;
-    return each * dw_layer_runs(layer);
+    return dw_layer_weights(layer) * share * dw_layer_runs(layer);
 }
 
 double dw_layer_rows(const dw_layer *layer, const dw_settings *settings) {

@@ -57,11 +57,10 @@ static void add_notes(dw_plan *plan) {
 static dw_status check_model(const dw_model *model) {
     for (size_t i = 0; i < model->layer_count; i++) {
         const dw_layer *layer = &model->layers[i];
-        const char *problem = (unsigned)layer->kind >= DW_LAYER_KIND_COUNT        ? "kind is not known"
-                              : layer->in_features < 0 || layer->out_features < 0 ? "a dimension is negative"
-                              : layer->parameters < 0 || layer->matrices < 0      ? "a count is negative"
-                              : !(layer->runs >= 0) || !(layer->tokens_share >= 0) || !(layer->multiplications >= 0)
-                                  ? "runs or tokens_share is no number"
+        const char *problem = (unsigned)layer->kind >= DW_LAYER_KIND_COUNT         ? "kind is not known"
+                              : layer->in_features < 0 || layer->out_features < 0  ? "a dimension is negative"
+                              : layer->parameters < 0 || layer->matrices < 0       ? "a count is negative"
+                              : !(layer->runs >= 0) || !(layer->tokens_share >= 0) ? "runs or tokens_share is no number"
                               : layer->shares_input >= (int64_t)i ? "shares_input is not an earlier layer"
                               : layer->input_from >= (int64_t)model->layer_count ? "input_from is not a layer"
                                                                                  : NULL;
