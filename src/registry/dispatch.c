@@ -26,10 +26,10 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
     return "";
 }
 
-static const dw_kernel_row *best_of(const dw_context *context, size_t count, const dw_request *request) {
+const dw_kernel_row *dw_find_table_row(const dw_context *context, const dw_request *request) {
     const dw_kernel_row *best = NULL;
-    for (size_t i = 0; i < count; i++) {
-        const dw_kernel_row *row = dw_row_at(i);
+    for (size_t i = 0; i < dw_kernel_table_size; i++) {
+        const dw_kernel_row *row = &dw_kernel_table[i];
         if (row->info.operation != request->operation || *dw_row_mismatch(row, request) || *dw_row_reason(context, row))
             continue;
         if (!best || row->info.priority >= best->info.priority) best = row;
@@ -38,11 +38,7 @@ static const dw_kernel_row *best_of(const dw_context *context, size_t count, con
 }
 
 const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request) {
-    return best_of(context, dw_row_count(), request);
-}
-
-const dw_kernel_row *dw_find_table_row(const dw_context *context, const dw_request *request) {
-    return best_of(context, dw_kernel_table_size, request);
+    return dw_better_from_outside(context, request, dw_find_table_row(context, request));
 }
 
 static void append(char **at, size_t *left, const char *format, ...) __attribute__((format(printf, 3, 4)));

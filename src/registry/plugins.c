@@ -31,6 +31,18 @@ const dw_kernel_row *dw_row_at(size_t index) {
     return index < dw_row_count() ? &rows[index - dw_kernel_table_size].row : NULL;
 }
 
+const dw_kernel_row *dw_better_from_outside(const dw_context *context, const dw_request *request,
+                                            const dw_kernel_row *best) {
+    size_t count = atomic_load_explicit(&row_count, memory_order_acquire);
+    for (size_t i = 0; i < count; i++) {
+        const dw_kernel_row *row = &rows[i].row;
+        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) || *dw_row_reason(context, row))
+            continue;
+        if (!best || row->info.priority >= best->info.priority) best = row;
+    }
+    return best;
+}
+
 /* ---- checks ---- */
 
 static dw_status check_name(const dw_plugin_kernel *kernel) {

@@ -33,6 +33,10 @@ extern const size_t dw_kernel_table_size;
 size_t dw_row_count(void);
 const dw_kernel_row *dw_row_at(size_t index);
 
+/* The best of `best` (NULL: none yet) and the registered rows for a request. */
+const dw_kernel_row *dw_better_from_outside(const dw_context *context, const dw_request *request,
+                                            const dw_kernel_row *best);
+
 /* "" when the row can run here, else why not. Static storage. */
 const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row);
 
