@@ -89,7 +89,7 @@ static int plan(const char *path, const plan_arguments *arguments) {
     int64_t sequence, batch;
     if (arguments->json && arguments->html) return cli_usage("--json and --html exclude each other");
     int code = cli_read_number("--seq-len", arguments->sequence, 1, 1 << 24, 4096, &sequence);
-    if (code < 0) code = cli_read_number("--batch", arguments->batch, 1, 1 << 20, 2, &batch);
+    if (code < 0) code = cli_read_number("--batch", arguments->batch, 1, 1 << 16, 2, &batch);
     if (code >= 0) return code;
     dw_plan_options options = {.precision = arguments->precision,
                                .strategy = arguments->strategy,

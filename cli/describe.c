@@ -99,7 +99,7 @@ static const char *const tables[] = {
 static const char *const routers[] = {"gate", "router", "shared_expert_gate", "wg", NULL};
 
 static void classify_matrix(const cli_described *d, dw_layer *layer, int64_t rows) {
-    const cli_config *config = &d->config;
+    const dw_model_config *config = &d->config;
     const char *leaf = leaf_of(layer->name);
     bool vocabulary = config->vocabulary ? rows == config->vocabulary : false, block = in_numbered_block(layer->name);
     layer->type = "linear";
@@ -308,9 +308,10 @@ static dw_status add_end(cli_described *d) {
     const dw_layer *head = NULL, *table = NULL;
     for (size_t i = 0; i < d->count; i++) {
         if (d->layers[i].kind == DW_LAYER_OUTPUT_HEAD) head = &d->layers[i];
-        if (d->layers[i].kind == DW_LAYER_EMBEDDING && d->config.vocabulary &&
-            d->layers[i].parameters == d->layers[i].in_features * d->config.vocabulary)
-            table = &d->layers[i];
+        const dw_layer *layer = &d->layers[i];
+        if (layer->kind == DW_LAYER_EMBEDDING && layer->in_features > 0 && d->config.vocabulary &&
+            layer->parameters / layer->in_features == d->config.vocabulary)
+            table = layer;
     }
     int64_t classes = head ? head->out_features : d->config.vocabulary;
     if (!head && table) {
@@ -411,7 +412,7 @@ static dw_status name_unknown(cli_described *d) {
 
 static dw_status add_remarks(cli_described *d) {
     dw_text text = {0};
-    const cli_config *config = &d->config;
+    const dw_model_config *config = &d->config;
     if (!config->known) {
         if (!config->present)
             dw_text_puts(&text, "There is no config.json beside the checkpoint");
@@ -464,7 +465,7 @@ static dw_status finish(cli_described *d, const cli_checkpoint *checkpoint) {
 
 dw_status cli_describe(const cli_checkpoint *checkpoint, bool fuses, cli_described *described) {
     *described = (cli_described){.fuses = fuses};
-    DW_TRY(cli_config_read(checkpoint->folder, &described->config));
+    DW_TRY(dw_model_config_read(checkpoint->folder, &described->config));
     for (size_t i = 0; i < checkpoint->count; i++) {
         const dw_header *header = &checkpoint->shards[i].reader->header;
         for (size_t k = 0; k < header->tensor_count; k++)

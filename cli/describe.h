@@ -3,11 +3,11 @@
 #define CLI_DESCRIBE_H
 
 #include "checkpoint.h"
-#include "model_config.h"
+#include "io/model_config.h"
 
 typedef struct cli_described {
     dw_model model;
-    cli_config config;
+    dw_model_config config;
     dw_layer *layers;
     const char **names;
     size_t count, room;

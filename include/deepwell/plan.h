@@ -100,7 +100,7 @@ typedef struct dw_plan_options {
     const char *const *only; /* patterns of names to convert, and none besides; none: all */
     size_t only_count;
     bool inference;      /* no gradients at all */
-    int64_t tokens;      /* of one pass, all sequences together; 0: 8192 */
+    int64_t tokens;      /* of one pass, all sequences together, at most 2^40; 0: 8192 */
     int64_t sequence;    /* tokens of one sequence, for attention; 0: 4096, or all tokens if fewer */
     int64_t cpu_threads; /* for predictions on the CPU; 0: as in the measurement that they rest on */
     const dw_measurement *measurements;

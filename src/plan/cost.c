@@ -103,9 +103,14 @@ static double input_elements(const dw_layer *layer, const dw_settings *settings)
     return dw_layer_rows(layer, settings) * (double)dw_layer_matrices(layer) * (double)layer->in_features;
 }
 
+/* Bytes as a whole number; what is absurd stays within what sums can hold. */
+static int64_t whole(double bytes) {
+    return bytes < 1e15 ? (int64_t)bytes : (int64_t)1e15;
+}
+
 static int64_t weight_bytes(const dw_layer *layer, const dw_settings *settings) {
     int copies = 1 + (settings->inference || layer->frozen ? 0 : 1); /* the weight and its gradient */
-    return layer->parameters * copies * dw_dtype_bytes(layer->dtype);
+    return whole((double)layer->parameters * copies * dw_dtype_bytes(layer->dtype));
 }
 
 static dw_cost product_full(const dw_layer *layer, const dw_settings *settings) {
@@ -114,14 +119,14 @@ static dw_cost product_full(const dw_layer *layer, const dw_settings *settings) 
     cost.forward_ms = ms.forward + launch_ms(settings, 1);
     cost.backward_ms = ms.data + ms.weight + launch_ms(settings, (ms.data > 0) + (ms.weight > 0));
     if (!settings->inference && !layer->frozen && layer->shares_input < 0)
-        cost.saved_bytes = (int64_t)input_elements(layer, settings) * dw_dtype_bytes(layer->dtype);
+        cost.saved_bytes = whole(input_elements(layer, settings) * dw_dtype_bytes(layer->dtype));
     close_cost(&cost, settings, DW_FORMAT_FULL, dw_layer_runs(layer), ms.forward > 0);
     return cost;
 }
 
 static int64_t with_scales(double elements, const dw_settings *settings, int forms) {
     int block = settings->block == DW_BLOCK_1X32 ? 32 : 128, scale = settings->target == DW_FAMILY_HOPPER ? 4 : 1;
-    return (int64_t)(elements * forms * (1 + (double)scale / block));
+    return whole(elements * forms * (1 + (double)scale / block));
 }
 
 static dw_cost product_candidate(const dw_layer *layer, const dw_settings *settings, dw_neighbours neighbours) {
@@ -180,7 +185,7 @@ static dw_cost memory_bound(const dw_layer *layer, const dw_settings *settings, 
         cost.known = layer->in_features > 0;
         if (settings->inference) continue;
         cost.backward_ms = 1e3 * elements * bytes->backward / backward / settings->cpu_scale + launch_ms(settings, 1);
-        cost.saved_bytes = (int64_t)(elements * bytes->kept);
+        cost.saved_bytes = whole(elements * bytes->kept);
         cost.alone_ms += cost.backward_ms;
     }
     return cost;
@@ -194,7 +199,7 @@ static dw_cost attention(const dw_layer *layer, const dw_settings *settings) {
     double flops = 2.0 * dw_layer_rows(layer, settings) * (double)settings->sequence * (double)layer->in_features;
     cost.forward_ms = 1e3 * flops / rate + launch_ms(settings, 1);
     cost.backward_ms = settings->inference ? 0 : 2.5e3 * flops / rate + launch_ms(settings, 1);
-    if (!settings->inference) cost.saved_bytes = (int64_t)input_elements(layer, settings) * 2 * 2;
+    if (!settings->inference) cost.saved_bytes = whole(input_elements(layer, settings) * 2 * 2);
     cost.alone_ms = cost.forward_ms + cost.backward_ms;
     cost.known = true;
     return cost;

@@ -120,6 +120,8 @@ dw_status dw_settings_read(const dw_plan_options *options, dw_settings *settings
     DW_TRY(read_blocks(options, &read));
     if (options->tokens < 0 || options->sequence < 0 || options->cpu_threads < 0)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "tokens, sequence and cpu_threads must not be negative");
+    if (options->tokens > DW_PLAN_LARGEST)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "tokens=%lld is more than 2^40", (long long)options->tokens);
     read.tokens = options->tokens ? options->tokens : DEFAULT_TOKENS;
     read.sequence = options->sequence ? options->sequence : DEFAULT_SEQUENCE;
     if (!options->sequence && read.sequence > read.tokens) read.sequence = read.tokens;

@@ -57,8 +57,11 @@ static void add_notes(dw_plan *plan) {
 static dw_status check_model(const dw_model *model) {
     for (size_t i = 0; i < model->layer_count; i++) {
         const dw_layer *layer = &model->layers[i];
-        const char *problem = (unsigned)layer->kind >= DW_LAYER_KIND_COUNT         ? "kind is not known"
-                              : layer->in_features < 0 || layer->out_features < 0  ? "a dimension is negative"
+        const char *problem = (unsigned)layer->kind >= DW_LAYER_KIND_COUNT        ? "kind is not known"
+                              : layer->in_features < 0 || layer->out_features < 0 ? "a dimension is negative"
+                              : layer->in_features > DW_PLAN_LARGEST || layer->out_features > DW_PLAN_LARGEST ||
+                                      layer->matrices > DW_PLAN_LARGEST
+                                  ? "a dimension is more than 2^40"
                               : layer->parameters < 0 || layer->matrices < 0       ? "a count is negative"
                               : !(layer->runs >= 0) || !(layer->tokens_share >= 0) ? "runs or tokens_share is no number"
                               : layer->shares_input >= (int64_t)i ? "shares_input is not an earlier layer"
@@ -142,8 +145,8 @@ static void add_optimizer(const dw_plan *plan, dw_plan_summary *summary) {
     summary->optimizer_ms = ms;
     summary->full_ms += ms;
     summary->planned_ms += ms;
-    summary->full_bytes += (int64_t)states;
-    summary->planned_bytes += (int64_t)states;
+    summary->full_bytes += states < 1e18 ? (int64_t)states : 0;
+    summary->planned_bytes += states < 1e18 ? (int64_t)states : 0;
 }
 
 /* Memory at its peak: what stays, and the larger of what forward keeps and what backward makes of it, since one goes as
@@ -157,7 +160,8 @@ static int64_t peak(const memory *m) {
 }
 
 static void add_memory(const dw_layer *layer, const dw_cost *cost, bool inference, memory *m) {
-    int64_t gradient = inference || layer->frozen ? 0 : layer->parameters * dw_dtype_bytes(layer->dtype);
+    int64_t bytes = layer->parameters < (int64_t)1e14 ? layer->parameters * dw_dtype_bytes(layer->dtype) : 0;
+    int64_t gradient = inference || layer->frozen ? 0 : bytes;
     m->stays += cost->weight_bytes - gradient;
     m->saved += cost->saved_bytes;
     m->gradients += gradient;

@@ -45,6 +45,10 @@ const char *dw_first_match(const char *const *patterns, size_t count, const char
 /* The same for wishes. */
 const dw_plan_wish *dw_first_wish(const dw_plan_options *options, const char *name);
 
+/* The largest extent and number of tokens that predictions are made for: far beyond any model, and far from overflow.
+ */
+#define DW_PLAN_LARGEST ((int64_t)1 << 40)
+
 /* ---- layers ---- */
 
 static inline const char *dw_or_empty(const char *text) {

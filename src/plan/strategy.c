@@ -166,7 +166,8 @@ static const char *keep_by_time(const question *q) {
     }
     int64_t wide = layer->in_features > layer->out_features ? layer->in_features : layer->out_features;
     bool unproven = q->plan->settings.device == DW_FAMILY_HOPPER && layer->kind == DW_LAYER_LINEAR &&
-                    (wide < hopper_smallest_wide || layer->in_features * layer->out_features < hopper_smallest_weight);
+                    (wide < hopper_smallest_wide ||
+                     (double)layer->in_features * (double)layer->out_features < (double)hopper_smallest_weight);
     if (wins && !unproven) return "";
     const char *times = comparison(q), *end = wins ? "" : crossover_text(q);
     char weights[32];
@@ -293,7 +294,8 @@ static dw_status decide_converted(question *q) {
     d->block = dw_block_name(settings->block);
     d->weight_block = dw_block_name(settings->weight_block);
     dw_choose_forms(q->layer, settings, &d->input_forms, &d->gradient_forms, &d->weight_forms);
-    int64_t rows = (int64_t)dw_layer_rows(q->layer, settings);
+    double tokens = dw_layer_rows(q->layer, settings), most = (double)DW_PLAN_LARGEST;
+    int64_t rows = (int64_t)(tokens < most ? tokens : most);
     if (settings->facts.tmem_columns && rows > 0)
         DW_TRY(dw_mma_tile_choose(rows, q->layer->out_features, &settings->facts, &d->tile));
     return DW_OK;

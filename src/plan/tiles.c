@@ -5,6 +5,7 @@
  * there too: 4 blocks of 32 along the reduction for 128 rows or columns are 512 bytes, which the instruction wants once
  * for each quarter of the lanes: 4 columns. They are kept for two stages, so that the next ones arrive in time. Shared
  * memory holds the stages of both operands with their scale codes, and the BF16 result on its way out. */
+#include <math.h>
 #include <stdio.h>
 
 #include "plan/plan.h"
@@ -80,9 +81,9 @@ dw_status dw_mma_tile_check(const dw_mma_tile *tile, const dw_device_facts *devi
 /* The part of the work that is of use: whole tiles in whole waves; small tiles read their operands more often, and one
  * accumulator leaves the tensor cores idle while the result goes out. */
 static double usefulness(const dw_mma_tile *tile, int64_t rows, int64_t cols, const dw_device_facts *device) {
-    double across = (double)((rows + tile->rows - 1) / tile->rows) * (double)((cols + tile->cols - 1) / tile->cols);
+    double across = ceil((double)rows / tile->rows) * ceil((double)cols / tile->cols);
     int at_once = device->multiprocessors / tile->ctas;
-    double waves = (double)(((int64_t)across + at_once - 1) / at_once);
+    double waves = ceil(across / at_once);
     double covered = waves * at_once * tile->rows * tile->cols;
     double reuse = 2.0 / (1.0 / tile->rows + 1.0 / tile->cols);
     return (double)rows * (double)cols / covered * reuse / (reuse + 16) * (tile->accumulators > 1 ? 1 : 0.9);

@@ -287,6 +287,7 @@ static void what_contradicts_is_an_error(void **state) {
         {{.precision = "bf16", .wishes = &convert, .wish_count = 1}, "contradicts precision='bf16'"},
         {{.tokens = 16, .sequence = 32}, "sequence=32"},
         {{.tokens = -1}, "must not be negative"},
+        {{.tokens = INT64_MAX}, "more than 2^40"},
         {{.skip = blocks, .skip_count = 1, .only = up, .only_count = 1},
          "skip='blocks.0' and only='*.up' contradict each other for module 'blocks.0.up'"},
         {{.skip = blocks, .skip_count = 1, .wishes = &convert, .wish_count = 1}, "strategy['*.up']='mxfp8' contradict"},
@@ -305,8 +306,8 @@ static void what_contradicts_is_an_error(void **state) {
 
 static void broken_models_are_refused(void **state) {
     (void)state;
-    static const char *const parts[] = {"kind", "negative", "shares_input", "input_from", "no number"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const parts[] = {"kind", "negative", "shares_input", "input_from", "no number", "2^40"};
+    for (int i = 0; i < 6; i++) {
         described d = {0};
         dw_layer layer = linear("a", 64, 64);
         if (i == 0) layer.kind = DW_LAYER_KIND_COUNT;
@@ -314,9 +315,37 @@ static void broken_models_are_refused(void **state) {
         if (i == 2) layer.shares_input = 0;
         if (i == 3) layer.input_from = 1;
         if (i == 4) layer.runs = NAN;
+        if (i == 5) layer.out_features = INT64_MAX;
         add(&d, layer);
         dw_plan *plan = NULL;
         assert_failure(dw_plan_create(&d.model, &cpu, &plan), DW_ERROR_INVALID_ARGUMENT, parts[i]);
+    }
+}
+
+/* What is absurd, but no contradiction, is planned without overflow (the sanitizers look on). */
+static void absurd_sizes_do_no_harm(void **state) {
+    (void)state;
+    described d = {0};
+    for (int i = 0; i < 3; i++) {
+        dw_layer layer = linear("a", (int64_t)1 << 40, (int64_t)1 << 40);
+        layer.kind = i == 0 ? DW_LAYER_LINEAR : i == 1 ? DW_LAYER_NORM : DW_LAYER_ATTENTION;
+        layer.parameters = (int64_t)1 << 60;
+        layer.matrices = (int64_t)1 << 40;
+        layer.runs = 1e300;
+        add(&d, layer);
+    }
+    d.model.parameters = INT64_MAX;
+    static const char *const devices[] = {"cpu", "hopper", "blackwell"};
+    for (int i = 0; i < 3; i++) {
+        dw_plan *plan = make(&d, (dw_plan_options){.device = devices[i], .tokens = (int64_t)1 << 40});
+        dw_plan_summary summary;
+        dw_plan_summarize(plan, &summary);
+        for (int format = 0; format < DW_PLAN_FORMAT_COUNT; format++) {
+            char *text;
+            ASSERT_OK(dw_plan_explain(plan, (dw_plan_format)format, &text));
+            dw_plan_text_free(text);
+        }
+        dw_plan_destroy(plan);
     }
 }
 
@@ -386,6 +415,7 @@ int main(void) {
         cmocka_unit_test(wishes_decide_first_and_override_roles),
         cmocka_unit_test(what_contradicts_is_an_error),
         cmocka_unit_test(broken_models_are_refused),
+        cmocka_unit_test(absurd_sizes_do_no_harm),
         cmocka_unit_test(nothing_to_convert_names_the_first_reasons),
         cmocka_unit_test(a_frontier_size_model_is_planned_in_no_time),
     };

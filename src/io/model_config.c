@@ -1,4 +1,4 @@
-#include "model_config.h"
+#include "io/model_config.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 #include "io/output.h"
 #include "io/reader.h"
 
-enum { CONFIG_MAX = 1 << 20 };
+enum { CONFIG_MAX = 1 << 20, LARGEST = 1 << 30 };
 
 /* Families whose modules are named and laid out as describe.c reads them, by the model_type of transformers. */
 static const struct {
@@ -33,12 +33,13 @@ static int64_t number(const json_t *root, const char *const *names) {
     for (int place = 0; place < 2; place++)
         for (const char *const *name = names; *name; name++) {
             const json_t *value = json_object_get(places[place], *name);
-            if (json_is_integer(value) && json_integer_value(value) > 0) return json_integer_value(value);
+            json_int_t found = json_integer_value(value); /* 0 for what is no integer */
+            if (found > 0 && found <= LARGEST) return found;
         }
     return 0;
 }
 
-static void read_family(const json_t *root, cli_config *config) {
+static void read_family(const json_t *root, dw_model_config *config) {
     const char *name = json_string_value(json_object_get(root, "model_type"));
     const json_t *text = json_object_get(root, "text_config");
     const char *inner = json_string_value(json_object_get(text, "model_type"));
@@ -53,12 +54,14 @@ static void read_family(const json_t *root, cli_config *config) {
     }
 }
 
-static dw_status parse(const char *path, const char *text, size_t length, cli_config *config) {
+dw_status dw_model_config_parse(const char *what, const char *text, size_t length, dw_model_config *config) {
+    *config = (dw_model_config){.present = true};
     json_error_t error;
     json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
     if (!json_is_object(root)) {
+        const char *problem = root ? "it is another value" : error.text;
         json_decref(root);
-        return dw_fail(DW_ERROR_CORRUPT, "%s: expected a JSON object: %s", path, root ? "it is none" : error.text);
+        return dw_fail(DW_ERROR_CORRUPT, "%s: expected a JSON object: %s", what, problem);
     }
     read_family(root, config);
     config->vocabulary = number(root, (const char *const[]){"vocab_size", NULL});
@@ -70,18 +73,16 @@ static dw_status parse(const char *path, const char *text, size_t length, cli_co
     return DW_OK;
 }
 
-dw_status cli_config_read(const char *folder, cli_config *config) {
-    *config = (cli_config){0};
+dw_status dw_model_config_read(const char *folder, dw_model_config *config) {
+    *config = (dw_model_config){0};
     char *path = dw_path_join(folder, "config.json"), *text = NULL;
     size_t length = 0;
     if (!path) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "%s: out of memory", folder);
     dw_status status = dw_read_file(path, CONFIG_MAX, &text, &length);
-    if (status == DW_OK) {
-        config->present = true;
-        status = parse(path, text, length, config);
-    } else if (status == DW_ERROR_NOT_FOUND) {
+    if (status == DW_OK)
+        status = dw_model_config_parse(path, text, length, config);
+    else if (status == DW_ERROR_NOT_FOUND)
         status = DW_OK;
-    }
     free(text);
     free(path);
     return status;
