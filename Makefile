@@ -64,8 +64,11 @@ bench: build ## measure this machine's processor and write bench/results/cpu
 bench-gpu: ## measure this machine's GPU and write bench/results/<gpu> (PYTHON=... as for test-gpu)
 	$(GPU_PYTHON) -m bench.gpu
 
-plots: setup ## draw the plots and the tables in README.md and docs from bench/results
+plots: build ## draw plots and tables, and the planner's figures, from bench/results
 	$(BIN)/python -m bench.plots
+	$(BIN)/python tools/plan_evidence.py
+	@$(MAKE) --no-print-directory build
+	$(BIN)/python -m bench.plan_accuracy
 
 docs: build ## write docs/kernels.md from the kernel table, docs/command.md from the command
 	$(BIN)/python tools/kernel_docs.py

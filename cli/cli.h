@@ -16,6 +16,7 @@ int cmd_info(int argc, const char **argv);
 int cmd_quantize(int argc, const char **argv);
 int cmd_dequantize(int argc, const char **argv);
 int cmd_inspect(int argc, const char **argv);
+int cmd_plan(int argc, const char **argv);
 int cmd_selftest(int argc, const char **argv);
 int cmd_bench(int argc, const char **argv);
 

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "core/status.h"
-#include "io/text.h"
+#include "core/text.h"
 #include "signals.h"
 #include "workers.h"
 

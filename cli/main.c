@@ -16,6 +16,7 @@ static const char help[] = "Usage: deepwell COMMAND [OPTIONS] [ARGUMENTS]\n"
                            "  quantize    turn the 2-D weights of a safetensors checkpoint into MXFP8\n"
                            "  dequantize  turn them back\n"
                            "  inspect     list a checkpoint's tensors and what quantization costs each\n"
+                           "  plan        tell what FP8 would do to a checkpoint's model on a GPU\n"
                            "  selftest    prove every kernel against the reference on this machine\n"
                            "  bench       measure every kernel against a copy of memory on this machine\n"
                            "\n"
@@ -35,8 +36,8 @@ static const struct {
     const char *name;
     int (*run)(int argc, const char **argv);
 } commands[] = {
-    {"info", cmd_info},       {"quantize", cmd_quantize}, {"dequantize", cmd_dequantize},
-    {"inspect", cmd_inspect}, {"selftest", cmd_selftest}, {"bench", cmd_bench},
+    {"info", cmd_info}, {"quantize", cmd_quantize}, {"dequantize", cmd_dequantize}, {"inspect", cmd_inspect},
+    {"plan", cmd_plan}, {"selftest", cmd_selftest}, {"bench", cmd_bench},
 };
 
 /* A process started without its standard streams would open a checkpoint as one and print into it. */

@@ -45,10 +45,10 @@ generator=()
 [ -x .venv/bin/ninja ] && generator=(-G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja")
 $cmake -S . -B build/fuzz "${generator[@]}" -DCMAKE_C_COMPILER="$clang" -DCMAKE_BUILD_TYPE=RelWithDebInfo \
     -DDEEPWELL_FUZZ=ON -DDEEPWELL_CUDA=OFF -DDEEPWELL_TESTS=OFF -DDEEPWELL_SANITIZE=address,undefined >/dev/null
-$cmake --build build/fuzz --target fuzz_safetensors fuzz_index >/dev/null
+$cmake --build build/fuzz --target fuzz_safetensors fuzz_index fuzz_config >/dev/null
 
 failed=0
-for target in fuzz_safetensors fuzz_index; do
+for target in fuzz_safetensors fuzz_index fuzz_config; do
     mkdir -p build/fuzz/corpus/$target build/fuzz/findings
     echo "$target: $seconds s"
     log=build/fuzz/$target.log

@@ -78,6 +78,7 @@ PYTHON
 }
 step "broken links" links
 step "plots or tables are not fresh" "$bin/python" -m bench.plots --check
+step "the planner's figures are not those of bench/results" "$bin/python" tools/plan_evidence.py --check
 table() { # every row of the kernel table has its line; the tests compare the whole page with the built table
     sed -nE 's/^[A-Z_]+\(([a-z0-9_]+),.*/\1/p' src/registry/kernels.inc | while read -r name; do
         grep -qsF "\`$name\`" docs/kernels.md || echo "$name is in kernels.inc but not in docs/kernels.md; run: make docs"

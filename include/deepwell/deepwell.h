@@ -11,6 +11,8 @@
 #include "deepwell/cuda.h"
 #include "deepwell/fused.h"
 #include "deepwell/kernels.h"
+#include "deepwell/plan.h"
+#include "deepwell/plugin.h"
 #include "deepwell/quantize.h"
 #include "deepwell/status.h"
 #include "deepwell/types.h"

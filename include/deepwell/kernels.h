@@ -33,12 +33,14 @@ typedef struct dw_kernel_info {
     int priority;          /* among available rows that serve a request the highest runs; ties go to the later row */
     bool available;
     const char *reason; /* why not, when not available; "" otherwise */
+    int alignment;      /* bytes the high-precision side must be aligned to; 0: its elements' size */
 } dw_kernel_info;
 
 DW_API const char *dw_operation_name(dw_operation operation);
 DW_API const char *dw_orientation_name(dw_orientation orientation);
 
-/* Number of rows, and row `index` of them in table order. Errors: INVALID_ARGUMENT for an index out of range. */
+/* Number of rows, and row `index` of them: those of the table, then those registered (plugin.h). Errors:
+ * INVALID_ARGUMENT for an index out of range. */
 DW_API size_t dw_kernel_count(const dw_context *context);
 DW_API dw_status dw_kernel_get(const dw_context *context, size_t index, dw_kernel_info *info);
 
@@ -51,6 +53,7 @@ typedef struct dw_request {
     int64_t rows, cols;
     dw_device_type device_type;
     int32_t device_id;
+    int32_t alignment; /* bytes that addresses and rows of the high-precision side are multiples of; 0: 256 */
 } dw_request;
 
 /* Which row serves the request: writes its index. When `explanation` is not NULL, up to `capacity` bytes (terminated)

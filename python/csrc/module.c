@@ -109,8 +109,9 @@ static PyMethodDef methods[] = {
     {"kernels", core_kernels, METH_NOARGS, "kernels() -> list of dict\n\nThe rows of the kernel table, in order."},
     {"dispatch", KEYWORDS(core_dispatch),
      "dispatch(operation, orientation, source, element, block, rounding, layout, rows, cols, device='cpu', "
-     "device_id=0)\n"
+     "device_id=0, alignment=0)\n"
      "-> (index or None, explanation, error)\n\nWhich row serves the request, with a line for each candidate."},
+    {"load_plugin", core_load_plugin, METH_O, "load_plugin(path) -> int\n\ndw_plugin_load: how many kernels it added."},
     {"selftest", KEYWORDS(core_selftest),
      "selftest(kernel, seed) -> dict\n\nRuns a row against the reference; mismatches are in the result, not raised."},
     {"version", core_version, METH_NOARGS, "version() -> str\n\nVersion of the library in use."},
@@ -169,6 +170,16 @@ static PyMethodDef methods[] = {
      "cuda_selftest_workspace() -> int\n\nBytes of device memory cuda_selftest needs."},
     {"cuda_device_info", core_cuda_device_info, METH_O,
      "cuda_device_info(device) -> dict\n\nFacts about a GPU, from the driver."},
+    {"plan", KEYWORDS(core_plan),
+     "plan(model, options, expect=False) -> (block, weight_block, notes, decisions)\n\n"
+     "dw_plan_create. model: (name, parameters, names, remarks, layers); layers and options: tuples in the order of\n"
+     "python/csrc/plan.c. expect: raise when nothing is converted."},
+    {"plan_explain", KEYWORDS(core_plan_explain),
+     "plan_explain(model, options, format) -> str\n\ndw_plan_explain; format 0: text, 1: JSON, 2: HTML."},
+    {"plan_check_options", core_plan_check_options, METH_O, "plan_check_options(options)\n\nRaises for bad ones."},
+    {"plan_matches", core_plan_matches, METH_VARARGS, "plan_matches(name, pattern) -> bool"},
+    {"plan_evidence", core_plan_evidence, METH_NOARGS,
+     "plan_evidence() -> list of (device, what, value, unit, source)\n\nThe figures behind predictions."},
     {NULL, NULL, 0, NULL},
 };
 

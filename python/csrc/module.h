@@ -37,6 +37,7 @@ PyObject *core_measure(PyObject *module, PyObject *arguments, PyObject *keywords
 PyObject *core_scale_shape(PyObject *module, PyObject *arguments, PyObject *keywords);
 PyObject *core_kernels(PyObject *module, PyObject *unused);
 PyObject *core_dispatch(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_load_plugin(PyObject *module, PyObject *path);
 PyObject *core_selftest(PyObject *module, PyObject *arguments, PyObject *keywords);
 PyObject *core_version(PyObject *module, PyObject *unused);
 PyObject *core_cpu_info(PyObject *module, PyObject *unused);
@@ -55,5 +56,11 @@ PyObject *core_cuda_swiglu_backward(PyObject *module, PyObject *const *arguments
 PyObject *core_cuda_selftest(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_selftest_workspace(PyObject *module, PyObject *unused);
 PyObject *core_cuda_device_info(PyObject *module, PyObject *device);
+
+PyObject *core_plan(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_plan_explain(PyObject *module, PyObject *arguments, PyObject *keywords);
+PyObject *core_plan_check_options(PyObject *module, PyObject *options);
+PyObject *core_plan_matches(PyObject *module, PyObject *arguments);
+PyObject *core_plan_evidence(PyObject *module, PyObject *unused);
 
 #endif

@@ -32,7 +32,7 @@ static PyObject *mask_names(uint32_t mask, int count, const char *(*name)(int)) 
 }
 
 static PyObject *kernel_dict(const dw_kernel_info *info) {
-    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:N,s:N,s:N,s:N,s:i,s:N,s:s}", "name", info->name, "target",
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:N,s:N,s:N,s:N,s:i,s:N,s:s,s:i}", "name", info->name, "target",
                          info->target, "operation", dw_operation_name(info->operation), "orientations",
                          mask_names(info->orientations, DW_ORIENT_COUNT, orientation_name), "sources",
                          mask_names(info->sources, DW_DTYPE_COUNT, dtype_name), "elements",
@@ -40,7 +40,8 @@ static PyObject *kernel_dict(const dw_kernel_info *info) {
                          mask_names(info->blocks, DW_BLOCK_COUNT, block_name), "roundings",
                          mask_names(info->roundings, DW_ROUND_COUNT, rounding_name), "layouts",
                          mask_names(info->layouts, DW_SCALE_LAYOUT_COUNT, layout_name), "priority", info->priority,
-                         "available", PyBool_FromLong(info->available), "reason", info->reason);
+                         "available", PyBool_FromLong(info->available), "reason", info->reason, "alignment",
+                         info->alignment);
 }
 
 PyObject *core_kernels(PyObject *module, PyObject *unused) {
@@ -60,20 +61,22 @@ PyObject *core_kernels(PyObject *module, PyObject *unused) {
 }
 
 PyObject *core_dispatch(PyObject *module, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"operation", "orientation", "source", "element", "block",     "rounding",
-                            "layout",    "rows",        "cols",   "device",  "device_id", NULL};
+    static char *names[] = {"operation", "orientation", "source", "element",   "block",     "rounding", "layout",
+                            "rows",      "cols",        "device", "device_id", "alignment", NULL};
     dw_request request = {.device_type = DW_DEVICE_CPU};
     long long rows, cols;
-    int device_id = 0;
-    if (!PyArg_ParseTupleAndKeywords(
-            arguments, keywords, "O&O&O&O&O&O&O&LL|O&i:dispatch", names, convert_operation, &request.operation,
-            convert_orientation, &request.orientation, convert_dtype, &request.source, convert_dtype,
-            &request.spec.element, convert_block, &request.spec.block, convert_rounding, &request.spec.rounding,
-            convert_layout, &request.spec.layout, &rows, &cols, convert_device, &request.device_type, &device_id))
+    int device_id = 0, alignment = 0;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&O&O&O&O&O&O&LL|O&ii:dispatch", names, convert_operation,
+                                     &request.operation, convert_orientation, &request.orientation, convert_dtype,
+                                     &request.source, convert_dtype, &request.spec.element, convert_block,
+                                     &request.spec.block, convert_rounding, &request.spec.rounding, convert_layout,
+                                     &request.spec.layout, &rows, &cols, convert_device, &request.device_type,
+                                     &device_id, &alignment))
         return NULL;
     request.rows = rows;
     request.cols = cols;
     request.device_id = device_id;
+    request.alignment = alignment;
     dw_context *context = process_context();
     if (!context) return NULL;
     size_t index, capacity = 65536;
@@ -90,6 +93,20 @@ PyObject *core_dispatch(PyObject *module, PyObject *arguments, PyObject *keyword
         result = raise_status(module, status);
     PyMem_Free(explanation);
     return result;
+}
+
+PyObject *core_load_plugin(PyObject *module, PyObject *path) {
+    Py_ssize_t length;
+    const char *text = PyUnicode_AsUTF8AndSize(path, &length);
+    dw_context *context = text ? process_context() : NULL;
+    if (!context) return NULL;
+    size_t count = 0;
+    dw_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = dw_plugin_load(context, text, &count);
+    Py_END_ALLOW_THREADS;
+    if (status != DW_OK) return raise_status(module, status);
+    return PyLong_FromSize_t(count);
 }
 
 PyObject *core_selftest(PyObject *module, PyObject *arguments, PyObject *keywords) {

@@ -21,7 +21,7 @@ from .errors import (
 )
 from .plan import Decision, LayerFacts, ModelFacts, PartFacts, Plan, Recipe
 from .quantizer import MXFPQuantizer, QuantizedTensor
-from .registry import DeepwellDispatcher, KernelInfo, kernels, register_kernel, unregister_kernel
+from .registry import DeepwellDispatcher, KernelInfo, kernels, load_plugin, register_kernel, unregister_kernel
 
 if TYPE_CHECKING:
     from .analyze import ModelOptimizer
@@ -61,6 +61,7 @@ __all__ = [
     "explain",
     "health",
     "kernels",
+    "load_plugin",
     "optimize",
     "register_kernel",
     "restore",

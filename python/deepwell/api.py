@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import analyze, attention, convert, fuse, registry
+from . import profile as profiling
 from .errors import InvalidArgumentError
 from .explanation import Explanation
-from .plan import ModelFacts, Plan, make_plan, parse_options
+from .plan import ModelFacts, Options, Plan, check_available, make_plan, parse_options, with_reported
 
 _PLAN = "_deepwell_plan"
 
@@ -30,11 +32,26 @@ class QuantizationPlanner:
         block_size: int | None = None,
         skip: str | Sequence[str] | None = None,
         only: str | Sequence[str] | None = None,
+        inference: bool = False,
+        tokens: int = 0,
+        sequence: int = 0,
+        gpu: str = "",
+        expect: bool = True,
     ) -> Plan:
-        """The plan for a model described by `ModelOptimizer.analyze_model`. Arguments and errors as in `optimize`."""
-        return make_plan(
-            facts, parse_options(precision, target, strategy, profile, block_size, skip, only, facts.device)
+        """The plan for a model described by `ModelOptimizer.analyze_model`. Arguments and errors as in `optimize`, and
+        precision "fp8" and "bf16" and every strategy are planned, too. profile changes nothing here: a description
+        cannot be run.
+
+        inference: no gradients. tokens, sequence: of one pass and of one sequence, for predictions; 0: 8192 and 4096.
+        gpu: whose figures predict ("h100", "h200", "b200", "gb200", "cpu"); "": the target's usual one. expect: raise
+        when nothing is left to convert."""
+        options = parse_options(
+            *(precision, target, strategy, profile, block_size, skip, only, facts.device),
+            inference=inference,
+            tokens=tokens,
+            sequence=sequence,
         )
+        return make_plan(facts, options, gpu=gpu, expect=expect)
 
 
 def optimize(
@@ -61,7 +78,9 @@ def optimize(
         emulated exactly, which is for numerics and not faster.
     strategy: "auto" or "mxfp8_dense", or a mapping from module-name patterns to "mxfp8" or "keep", first match first;
         a layer that is kept by default only for its role (output head, router, adapter) can be converted so.
-    profile: measuring instead of predicting is not available in this version.
+    profile: run each distinct size of layer on this device, forward and backward, as it is and converted, and let the
+        times decide in place of predictions: a few seconds, remembered in $XDG_CACHE_HOME/deepwell (~/.cache/deepwell)
+        for this device and driver. On a CPU, where conversion is for numerics, the times are only shown.
     verbose: print a line for each decision and a summary.
     block_size: 32 (MX proper, weights too) or 128 (Hopper's) instead of the target's own.
     skip, only: module-name patterns (as in fnmatch; a pattern that matches a module holds for all inside it).
@@ -81,13 +100,17 @@ def optimize(
     stays in the model's own precision (torch.backends.mha.set_fastpath_enabled(False) turns it off)."""
     device = analyze.check_model(model)
     options = parse_options(precision, target, strategy, profile, block_size, skip, only, device)
+    check_available(options)
+    if options.profile:
+        options = replace(options, tokens=profiling.profile_tokens(options))
     known = model.__dict__.get(_PLAN)
     if known is None:
-        known = make_plan(analyze.analyze(model, precision), options)
+        known = _plan(model, options)
         fusions = attention.find(model, known)
         if options.device == "hopper":
             fusions += fuse.find(model, known)
-        known = dataclasses.replace(known, decisions=(*known.decisions, *(f.decision for f in fusions)))
+        if fusions:
+            known = with_reported(known, [f.decision for f in fusions])
         _apply(model, known, fusions)
     elif known.options != options:
         raise InvalidArgumentError(
@@ -139,6 +162,17 @@ def find_plan(model: Any) -> Plan:
 def carries_plan(module: nn.Module) -> bool:
     """Whether `optimize` was called on this very module."""
     return _PLAN in module.__dict__
+
+
+def _plan(model: nn.Module, options: Options) -> Plan:
+    """What to do with the model's layers; with `options.profile` after measuring their sizes on the model's device."""
+    facts = analyze.analyze(model, options.precision)
+    device = next(model.parameters()).device
+    gpu = "h200" if device.type == "cuda" and "H200" in torch.cuda.get_device_name(device) else ""
+    if not options.profile:
+        return make_plan(facts, options, gpu=gpu)
+    measured = profiling.measure(make_plan(facts, options, gpu=gpu, expect=False), device)
+    return make_plan(replace(facts, remarks=measured.remarks), options, gpu=gpu, measurements=measured.measurements)
 
 
 def _apply(model: nn.Module, plan: Plan, fusions: Sequence[fuse.Fusion | attention.Attention]) -> None:

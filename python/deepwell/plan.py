@@ -1,28 +1,17 @@
-"""The plan: which layers are converted, how, and why the others are not. Pure functions of layer facts; nothing here
-knows PyTorch, so it runs and is tested on descriptions alone."""
+"""The plan: which layers are converted, how, and why the others are not. libdeepwell decides (deepwell/plan.h); this
+module carries facts to it and decisions back. Nothing here knows PyTorch, so it runs on descriptions alone."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import _core
 from .errors import InvalidArgumentError, UnsupportedError
 
 PRECISIONS = ("mxfp8", "fp8", "bf16")
-TARGETS = ("auto", "cpu", "hopper", "blackwell")
-STRATEGIES = ("auto", "mxfp8_dense", "mxfp8_moe", "bf16_fused")
-FLOAT_DTYPES = ("float32", "float16", "bfloat16")
-SMALLEST_EXTENT = 32  # one MX block
-HOPPER_MULTIPLE = 16  # FP8 operands of a Hopper GPU's products need rows of whole 16 bytes
-# The smallest layer for which FP8 was measured to win on Hopper, forward and backward of it alone (6144 x 2048, on an
-# H100; bench/results/h100/linear.json). 1024 x 4096 and 2048 x 2048 lose; nothing between was measured.
-HOPPER_SMALLEST_WIDE = 4096
-HOPPER_SMALLEST_WEIGHT = 6144 * 2048
 CONVERT, KEEP, FUSE, ADAPT = "convert", "keep", "fuse", "adapt"
-_KEPT_ROLES = {"output_head": "output head", "router": "router", "adapter": "low-rank adapter"}
 
 
 @dataclass(frozen=True)
@@ -30,15 +19,16 @@ class LayerFacts:
     """What the plan needs to know of one layer.
 
     kind: the module type's public name, such as "nn.Linear". role: "linear", "output_head", "router", "adapter" (one of
-    a pair of low rank beside a layer) or "experts" (weights of many layers in one tensor). in_features and out_features
-    are 0 for kinds that have none. obstacle: why its form cannot be converted, or "". role_reason: what showed its
-    role. kernel: name of the registered implementation that will run it. transposed: its weight is [in_features,
-    out_features].
+    a pair of low rank beside a layer), "experts" (weights of many layers in one tensor), or for layers that are only
+    reported "norm", "gated_mlp", "attention", "loss", "other". in_features and out_features are 0 for kinds that have
+    none. obstacle: why its form cannot be converted, or "". role_reason: what showed its role. kernel: name of the
+    registered implementation that will run it. transposed: its weight is [in_features, out_features].
 
     matrices: how many of [out_features, in_features] it holds. tokens_share: the part of a step's tokens that each of
     them sees. runs: how often it runs in a pass. frozen: its weight takes no gradient. shares_input: the first of the
     layers that read the very same tensor, "" if that is itself. input_from: the module whose result it reads as it is,
-    "" if not known. note: what else a reader of the plan should know.
+    "" if not known. note: what else a reader of the plan should know. fused, adapted: why it runs fused with the
+    quantization around it, or is called in another form; such layers are only reported.
     """
 
     name: str
@@ -61,6 +51,8 @@ class LayerFacts:
     shares_input: str = ""
     input_from: str = ""
     note: str = ""
+    fused: str = ""
+    adapted: str = ""
 
     @property
     def work(self) -> float:
@@ -93,6 +85,7 @@ class ModelFacts:
     parameters: int
     device: str
     parts: tuple[PartFacts, ...] = ()
+    remarks: tuple[str, ...] = ()  # sentences that go with the plan's summary
 
 
 @dataclass(frozen=True)
@@ -113,11 +106,29 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Predicted (or measured) milliseconds of one pass and bytes. quantize_ms is part of the first two; host_ms is the
+    host's time, hidden where the device is busy longer; alone_ms: the layer by itself. weight_bytes: weight, gradient
+    and FP8 copies; saved_bytes: kept from forward for backward."""
+
+    forward_ms: float
+    backward_ms: float
+    quantize_ms: float
+    host_ms: float
+    alone_ms: float
+    weight_bytes: int
+    saved_bytes: int
+
+
+@dataclass(frozen=True)
 class Decision:
     """What happens to one layer. action: "convert" (FP8 operands), "fuse" (its own precision, in one kernel with the
     quantization around it), "adapt" (its own precision, called in its fastest form) or "keep"; reason: why, in words.
     Unless converted, precision is its own dtype and block is "". flops_share: its part of the multiplications of all
-    these layers for one token. transposed: its weight is [in_features, out_features]."""
+    these layers for one token. transposed: its weight is [in_features, out_features]. input_forms, gradient_forms,
+    weight_forms: which orientations are quantized ("row", "transposed", "both", ""). full and candidate: what it
+    costs as it is and converted or fused, None where nothing is predicted; measured: on this device. by_time: kept for
+    its time alone."""
 
     name: str
     kind: str
@@ -132,6 +143,13 @@ class Decision:
     parameters: int
     flops_share: float
     transposed: bool = False
+    input_forms: str = ""
+    gradient_forms: str = ""
+    weight_forms: str = ""
+    full: Cost | None = None
+    candidate: Cost | None = None
+    measured: bool = False
+    by_time: bool = False
 
     @property
     def converted(self) -> bool:
@@ -139,22 +157,38 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """Milliseconds of forward and backward of a linear layer alone, in its own precision and converted."""
+
+    tokens: int
+    in_features: int
+    out_features: int
+    full_ms: float
+    candidate_ms: float
+
+
+@dataclass(frozen=True)
 class Options:
-    """The arguments of `optimize`, validated. target is never "auto"; patterns are tuples."""
+    """The arguments of `optimize`, validated. target is never "auto"; patterns are tuples. tokens, sequence: what
+    a pass is assumed to hold in predictions; 0 stands for 8192 and 4096."""
 
     precision: str
     target: str
     strategy: str
     device: str = "cpu"  # where the model is: "cpu" or "hopper"
-    forced: tuple[tuple[str, str], ...] = ()  # (pattern, "mxfp8" or "keep"), from a mapping
+    forced: tuple[tuple[str, str], ...] = ()  # (pattern, precision or "keep"), from a mapping
     block_size: int | None = None
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    profile: bool = False
+    inference: bool = False
+    tokens: int = 0
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions for all candidate layers in the model's order, and what they were made for."""
+    """Decisions for all candidate layers in the model's order, and what they were made for and from."""
 
     model: str
     options: Options
@@ -162,6 +196,9 @@ class Plan:
     decisions: tuple[Decision, ...]
     parameters: int
     notes: tuple[str, ...] = field(default=())
+    facts: ModelFacts | None = field(default=None, repr=False)
+    gpu: str = ""
+    measurements: tuple[Measurement, ...] = field(default=(), repr=False)
 
     @property
     def converted(self) -> tuple[Decision, ...]:
@@ -171,6 +208,13 @@ class Plan:
     def flops_share(self) -> float:
         """Part of the linear layers' multiplications that runs converted."""
         return sum(d.flops_share for d in self.converted)
+
+    def explained(self, form: int) -> str:
+        """The plan as text (0), JSON (1) or HTML (2), made by libdeepwell from the same facts."""
+        assert self.facts is not None
+        return _core.plan_explain(
+            _model_tuple(self.facts), _options_tuple(self.options, self.gpu, self.measurements), form
+        )
 
 
 def parse_options(
@@ -182,101 +226,193 @@ def parse_options(
     skip: Any,
     only: Any,
     device: str,
+    *,
+    inference: bool = False,
+    tokens: int = 0,
+    sequence: int = 0,
 ) -> Options:
     """Validates the arguments of `optimize` for a model on `device` ("cpu", "hopper", or what else it is on).
 
     Raises InvalidArgumentError for values that mean nothing and UnsupportedError for what this version lacks."""
-    _expect("precision", precision, PRECISIONS)
-    _expect("target", target, TARGETS)
-    if precision != "mxfp8":
-        raise UnsupportedError(
-            f"precision={precision!r} is not available in this version of deepwell; use precision='mxfp8'"
-        )
+    for what, value in (("precision", precision), ("target", target)):
+        if not isinstance(value, str):
+            raise InvalidArgumentError(f"{what}={value!r} is not a text; see help(deepwell.optimize) for its values")
     if not isinstance(profile, bool):
         raise InvalidArgumentError(f"profile={profile!r} is not a bool; expected True or False")
-    if profile:
-        raise UnsupportedError("profile=True is not available in this version of deepwell; use profile=False")
+    if block_size is not None and (not isinstance(block_size, int) or isinstance(block_size, bool) or block_size == 0):
+        raise InvalidArgumentError(f"block_size={block_size!r} is not known; expected 32, 128 or None")
+    forced: tuple[tuple[str, str], ...] = ()
+    if isinstance(strategy, Mapping):
+        forced = _parse_mapping(strategy, precision)
+        strategy = "mapping"
+    elif not isinstance(strategy, str):
+        raise InvalidArgumentError(
+            f"strategy={strategy!r} is not known; expected 'auto', another name, or a mapping from module-name "
+            "patterns to a precision or 'keep'"
+        )
     if device not in ("cpu", "hopper"):
         raise UnsupportedError(
             f"the model is on {device}, and this version of deepwell converts models on Hopper GPUs and, for their "
             "numerics, on the CPU; move the model there first"
         )
-    forced: tuple[tuple[str, str], ...] = ()
-    if isinstance(strategy, Mapping):
-        forced = _parse_mapping(strategy)
-        strategy = "mapping"
-    else:
-        _expect("strategy", strategy, STRATEGIES, "or a mapping from module-name patterns to 'mxfp8' or 'keep'")
-        if strategy in ("mxfp8_moe", "bf16_fused"):
-            raise UnsupportedError(
-                f"strategy={strategy!r} is not available in this version of deepwell; use 'auto' or 'mxfp8_dense'"
-            )
-    target = device if target == "auto" else target
-    if device == "hopper" and target != "hopper":
+    if device == "hopper" and target in ("cpu", "blackwell"):
         raise UnsupportedError(
             f"target={target!r} is emulated on the CPU only, and the model is on a Hopper GPU; use target='auto', or "
             "call model.cpu() first"
         )
-    _check_block_size(block_size, target)
-    if device == "hopper" and block_size == 32:
-        raise UnsupportedError(
-            "block_size=32 is not available on a Hopper GPU in this version of deepwell; use 128, or study its "
-            "numerics on the CPU"
-        )
-    return Options(
+    options = Options(
         precision,
-        target,
+        device if target == "auto" else target,
         strategy,
         device,
         forced,
         block_size,
         _parse_patterns("skip", skip),
         _parse_patterns("only", only),
+        profile,
+        inference,
+        tokens,
+        sequence,
     )
+    _core.plan_check_options(_options_tuple(options))
+    return options
 
 
-def choose_recipe(options: Options) -> Recipe:
-    """Blocks by target: weights share one 128x128 quantization where the target can, activations and gradients have the
-    target's own block. block_size=32 is MX proper (weights too, quantized along each reduction), 128 is Hopper's."""
-    if options.block_size == 32 or options.target == "blackwell":
-        return Recipe(activation_block="1x32", weight_block="1x32")
-    if options.block_size == 128 or options.target == "hopper":
-        return Recipe(activation_block="1x128", weight_block="128x128")
-    return Recipe()
+def check_available(options: Options) -> None:
+    """Raises UnsupportedError for what can be planned, but not run by this version of the library."""
+    if options.precision != "mxfp8":
+        raise UnsupportedError(
+            f"precision={options.precision!r} is not available in this version of deepwell; use precision='mxfp8'"
+        )
+    if options.strategy in ("mxfp8_moe", "bf16_fused"):
+        raise UnsupportedError(
+            f"strategy={options.strategy!r} is not available in this version of deepwell; use 'auto' or 'mxfp8_dense'"
+        )
+    if options.device == "hopper" and options.block_size == 32:
+        raise UnsupportedError(
+            "block_size=32 is not available on a Hopper GPU in this version of deepwell; use 128, or study its "
+            "numerics on the CPU"
+        )
 
 
-def make_plan(model: ModelFacts, options: Options) -> Plan:
-    """Decides for every layer. Raises InvalidArgumentError for patterns that match no layer, that contradict each
-    other, and when nothing is left to convert."""
-    _check_patterns(model, options)
-    recipe = choose_recipe(options)
-    total = sum(layer.work for layer in model.layers)
-    decisions = tuple(_decide(layer, options, recipe, total) for layer in model.layers)
-    plan = Plan(model.class_name, options, recipe, decisions, model.parameters, _notes(options))
-    if not plan.converted:
-        raise InvalidArgumentError(_nothing_to_convert(model, decisions))
-    return plan
+def make_plan(
+    model: ModelFacts, options: Options, *, gpu: str = "", measurements: Sequence[Measurement] = (), expect: bool = True
+) -> Plan:
+    """Decides for every layer. gpu: whose figures predict ("h100", "h200", ...); "": the target's usual one.
+
+    Raises InvalidArgumentError for patterns that match no layer, that contradict each other and, when `expect`, when
+    nothing is left to convert."""
+    measured = tuple(measurements)
+    block, weight_block, notes, made = _core.plan(
+        _model_tuple(model), _options_tuple(options, gpu, measured), expect=expect
+    )
+    decided = made[: len(model.layers)]  # parts are in the predictions and in the explanation only
+    decisions = tuple(_decision(layer, values) for layer, values in zip(model.layers, decided, strict=True))
+    recipe = Recipe(activation_block=block, weight_block=weight_block)
+    return Plan(model.class_name, options, recipe, decisions, model.parameters, tuple(notes), model, gpu, measured)
+
+
+# The roles of layers that are only reported, by what the plan calls them.
+_REPORTED_ROLES = {"RMSNorm": "norm", "gated MLP": "gated_mlp", "cross-entropy": "loss", "attention": "attention"}
+
+
+def with_reported(plan: Plan, reported: Sequence[Decision]) -> Plan:
+    """The plan, made anew with layers that run fused or in another form (decisions without costs) behind the others."""
+    assert plan.facts is not None
+    widths = {part.name: part.width for part in plan.facts.parts}
+    layers = tuple(
+        LayerFacts(
+            d.name,
+            d.kind,
+            d.kind,
+            d.in_features or widths.get(d.name, 0),
+            d.out_features,
+            d.parameters,
+            d.precision,
+            plan.facts.device,
+            role=_REPORTED_ROLES.get(d.kind, "other"),
+            fused=d.reason if d.action == FUSE else "",
+            adapted=d.reason if d.action == ADAPT else "",
+        )
+        for d in reported
+    )
+    names = {layer.name for layer in layers}
+    parts = tuple(part for part in plan.facts.parts if part.name not in names)
+    facts = replace(plan.facts, layers=(*plan.facts.layers, *layers), parts=parts)
+    return make_plan(facts, plan.options, gpu=plan.gpu, measurements=plan.measurements)
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` (as in fnmatch, case-sensitive) names this module or one that holds it."""
-    parts = name.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1)) or (
-        fnmatch.fnmatchcase(name, pattern)
+    """Whether `pattern` (as in a shell, case-sensitive) names this module or one that holds it."""
+    return _core.plan_matches(name, pattern)
+
+
+def _model_tuple(model: ModelFacts) -> tuple:
+    """Layers as libdeepwell reads them, by position, where Python names them; the parts behind them."""
+    layers = (*model.layers, *(_part(part, model) for part in model.parts))
+    positions: dict[str, int] = {}
+    for position, layer in enumerate(layers):
+        positions.setdefault(layer.name, position)
+    rows = []
+    for position, layer in enumerate(layers):
+        shares = positions.get(layer.shares_input, -1) if layer.shares_input else -1
+        rows.append(
+            (
+                layer.name,
+                layer.kind,
+                layer.role,
+                layer.role_reason,
+                layer.obstacle,
+                layer.fused,
+                layer.adapted,
+                "" if layer.kernel == "deepwell" else layer.kernel,
+                layer.note,
+                layer.in_features,
+                layer.out_features,
+                layer.matrices,
+                layer.tokens_share,
+                layer.runs,
+                layer.parameters,
+                layer.dtype,
+                layer.frozen,
+                False,
+                layer.transposed,
+                shares if shares < position else -1,
+                positions.get(layer.input_from, -1) if layer.input_from else -1,
+            )
+        )
+    return (model.class_name, model.parameters, list(model.module_names), list(model.remarks), rows)
+
+
+def _part(part: PartFacts, model: ModelFacts) -> LayerFacts:
+    dtype = next((layer.dtype for layer in model.layers), "float32")
+    return LayerFacts(
+        part.name, part.class_name, part.class_name, part.width, 0, part.parameters, dtype, model.device, part.kind
     )
 
 
-def _decide(layer: LayerFacts, options: Options, recipe: Recipe, total: float) -> Decision:
-    wish = next((decision for pattern, decision in options.forced if matches(layer.name, pattern)), None)
-    reason = _reason_to_keep(layer, options, wish)
-    share = layer.work / total if total else 0.0
-    if reason:
-        action, precision, block, weight_block, kernel = KEEP, layer.dtype, "", "", ""
-    else:
-        action, precision, kernel = CONVERT, options.precision, layer.kernel
-        own = kernel == "deepwell"
-        block, weight_block = (recipe.activation_block, recipe.weight_block) if own else ("", "")
-        reason = _reason_to_convert(layer, options, wish) + (f"; {layer.note}" if layer.note else "")
+def _options_tuple(options: Options, gpu: str = "", measurements: Sequence[Measurement] = ()) -> tuple:
+    return (
+        options.precision,
+        options.target,
+        "auto" if options.strategy == "mapping" else options.strategy,
+        options.device,
+        gpu or None,
+        options.block_size or 0,
+        options.inference,
+        options.tokens,
+        options.sequence,
+        _core.context_info()["threads"] if options.target == "cpu" else 0,
+        list(options.forced),
+        list(options.skip),
+        list(options.only),
+        [(m.tokens, m.in_features, m.out_features, m.full_ms, m.candidate_ms) for m in measurements],
+    )
+
+
+def _decision(layer: LayerFacts, values: tuple) -> Decision:
+    action, reason, precision, block, weight_block, kernel, share, *rest = values
+    *forms, full, candidate, measured, by_time = rest
     return Decision(
         layer.name,
         layer.kind,
@@ -291,98 +427,12 @@ def _decide(layer: LayerFacts, options: Options, recipe: Recipe, total: float) -
         layer.parameters,
         share,
         layer.transposed,
+        *forms,
+        full=None if full is None else Cost(*full),
+        candidate=None if candidate is None else Cost(*candidate),
+        measured=measured,
+        by_time=by_time,
     )
-
-
-def _reason_to_keep(layer: LayerFacts, options: Options, wish: str | None) -> str:
-    if layer.obstacle:
-        return layer.obstacle
-    if wish == KEEP:
-        return "the strategy says keep"
-    if any(matches(layer.name, pattern) for pattern in options.skip):
-        return "named in skip"
-    if options.only and not any(matches(layer.name, pattern) for pattern in options.only):
-        return "not named in only"
-    if layer.dtype not in FLOAT_DTYPES:
-        return f"its weight is {layer.dtype}; float32, float16 and bfloat16 are converted"
-    if wish is None and layer.role in _KEPT_ROLES:
-        return f"{_KEPT_ROLES[layer.role]} ({layer.role_reason}): stays in high precision"
-    smallest = min(layer.in_features, layer.out_features)
-    if layer.kernel == "deepwell" and smallest < SMALLEST_EXTENT:
-        return f"too small: a dimension of {smallest} is less than one block of {SMALLEST_EXTENT}"
-    if layer.kernel == "deepwell" and options.device == "hopper":
-        return _reason_to_keep_on_hopper(layer, wish)
-    return ""
-
-
-def _reason_to_keep_on_hopper(layer: LayerFacts, wish: str | None) -> str:
-    if layer.transposed:
-        return "its weight is stored [in_features, out_features]; products on Hopper take the transpose"
-    for what, extent in (("in_features", layer.in_features), ("out_features", layer.out_features)):
-        if extent % HOPPER_MULTIPLE:
-            return f"{what} {extent} is not a multiple of {HOPPER_MULTIPLE}, which FP8 products on Hopper need"
-    wide = max(layer.in_features, layer.out_features)
-    small = wide < HOPPER_SMALLEST_WIDE or layer.in_features * layer.out_features < HOPPER_SMALLEST_WEIGHT
-    if wish is None and small:
-        return (
-            f"may lose: FP8 was measured to win on Hopper from {HOPPER_SMALLEST_WIDE} in one dimension and "
-            f"{HOPPER_SMALLEST_WEIGHT:,} weights"
-        )
-    return ""
-
-
-def _reason_to_convert(layer: LayerFacts, options: Options, wish: str | None) -> str:
-    if layer.kernel != "deepwell":
-        return f"runs the registered kernel {layer.kernel}"
-    if wish is not None:
-        return "the strategy says mxfp8"
-    if options.device == "hopper":
-        return "FP8 products on this GPU"
-    if options.target == "cpu":
-        return "emulated exactly"
-    return f"emulates {options.target} exactly"
-
-
-def _notes(options: Options) -> tuple[str, ...]:
-    if options.device == "hopper":
-        return ()
-    notes = ["On the CPU this emulates the numerics of MXFP8 exactly; it is not a speed-up."]
-    if options.target == "hopper" and options.block_size == 32:
-        notes.append("Blocks of 32 on Hopper are for numerics studies: its tensor cores gain no speed from them.")
-    return tuple(notes)
-
-
-def _nothing_to_convert(model: ModelFacts, decisions: Sequence[Decision]) -> str:
-    if not decisions:
-        return (
-            f"nothing to convert: {model.class_name} has no nn.Linear and no type with a registered kernel; "
-            "use deepwell.register_kernel for another module type"
-        )
-    shown = "; ".join(f"{d.name or '(the model)'}: {d.reason}" for d in decisions[:3])
-    more = f"; and {len(decisions) - 3} more" if len(decisions) > 3 else ""
-    return (
-        f"nothing to convert: all {len(decisions)} candidate layers of {model.class_name} are kept ({shown}{more}); "
-        "widen skip, only or strategy, or use the model as it is"
-    )
-
-
-def _expect(what: str, value: Any, choices: tuple[str, ...], also: str = "") -> None:
-    if not isinstance(value, str) or value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise InvalidArgumentError(
-            f"{what}={value!r} is not known; expected one of {listed}{' ' + also if also else ''}"
-        )
-
-
-def _check_block_size(block_size: Any, target: str) -> None:
-    if block_size is None:
-        return
-    if isinstance(block_size, bool) or block_size not in (32, 128):
-        raise InvalidArgumentError(f"block_size={block_size!r} is not known; expected 32, 128 or None")
-    if block_size == 128 and target == "blackwell":
-        raise InvalidArgumentError(
-            "block_size=128 contradicts target='blackwell', whose tensor cores take blocks of 32; use block_size=32"
-        )
 
 
 def _parse_patterns(what: str, value: Any) -> tuple[str, ...]:
@@ -398,45 +448,15 @@ def _parse_patterns(what: str, value: Any) -> tuple[str, ...]:
     return patterns
 
 
-def _parse_mapping(strategy: Mapping[Any, Any]) -> tuple[tuple[str, str], ...]:
+def _parse_mapping(strategy: Mapping[Any, Any], precision: str) -> tuple[tuple[str, str], ...]:
     if not strategy:
         raise InvalidArgumentError("strategy is an empty mapping; expected module-name patterns, or strategy='auto'")
     for pattern, decision in strategy.items():
         if not isinstance(pattern, str) or not pattern:
             raise InvalidArgumentError(f"strategy has the key {pattern!r}; expected a module-name pattern")
-        if decision not in ("mxfp8", KEEP):
+        if not isinstance(decision, str):
             raise InvalidArgumentError(
-                f"strategy[{pattern!r}]={decision!r} is not known; expected 'mxfp8' to convert or 'keep' to leave alone"
+                f"strategy[{pattern!r}]={decision!r} is not a text; expected {precision!r} to convert or 'keep' to "
+                "leave alone"
             )
     return tuple(strategy.items())
-
-
-def _check_patterns(model: ModelFacts, options: Options) -> None:
-    names = [layer.name for layer in model.layers]
-    by_argument = {"skip": options.skip, "only": options.only, "strategy": tuple(p for p, _ in options.forced)}
-    for argument, patterns in by_argument.items():
-        for pattern in patterns:
-            if not any(matches(name, pattern) for name in names):
-                raise InvalidArgumentError(_no_match(argument, pattern, model))
-    for name in names:
-        skipped = next((p for p in options.skip if matches(name, p)), None)
-        wanted = next((p for p in options.only if matches(name, p)), None)
-        wish = next(((p, d) for p, d in options.forced if matches(name, p)), None)
-        if skipped and wanted:
-            _contradiction(name, f"skip={skipped!r}", f"only={wanted!r}")
-        if skipped and wish and wish[1] != KEEP:
-            _contradiction(name, f"skip={skipped!r}", f"strategy[{wish[0]!r}]={wish[1]!r}")
-        if wanted and wish and wish[1] == KEEP:
-            _contradiction(name, f"only={wanted!r}", f"strategy[{wish[0]!r}]={wish[1]!r}")
-
-
-def _no_match(argument: str, pattern: str, model: ModelFacts) -> str:
-    if any(matches(name, pattern) for name in model.module_names if name):
-        return f"{argument} pattern {pattern!r} matches modules of {model.class_name}, but none that could be converted"
-    close = difflib.get_close_matches(pattern, [name for name in model.module_names if name], n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "; see model.named_modules() for the names"
-    return f"{argument} pattern {pattern!r} matches no module of {model.class_name}{hint}"
-
-
-def _contradiction(name: str, one: str, other: str) -> None:
-    raise InvalidArgumentError(f"{one} and {other} contradict each other for module {name!r}; drop one of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from .quantizer import BLOCKS, ELEMENTS, LAYOUTS, ORIENTATIONS, ROUNDINGS, one_o
 @dataclass(frozen=True)
 class KernelInfo:
     """One kernel. For rows of the library's table the tuples name what it serves; for a registered implementation
-    operation is the module type, target is "python" and the tuples are empty. reason: why it is not available."""
+    operation is the module type, target is "python" and the tuples are empty. reason: why it is not available.
+    priority: among those that can serve a request the highest runs: 0 the scalar reference and the library's own way
+    with a module, 10 AVX2, 20 AVX-512 and GPUs, 100 what `register_kernel` registered, and what a plug-in says for its
+    own. alignment: bytes that the high-precision side must be aligned to, 0: its elements' size."""
 
     name: str
     target: str
@@ -30,6 +34,10 @@ class KernelInfo:
     priority: int = 0
     available: bool = True
     reason: str = ""
+    alignment: int = 0
+
+
+_REGISTERED_PRIORITY = 100
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,14 @@ class Dispatch:
 
 
 class DeepwellDispatcher:
-    """Chooses kernels from the library's table, as the library itself does for each call."""
+    """Chooses kernels as the library itself does for each call: from its table, plug-ins and `register_kernel`."""
 
     def dispatch(
         self,
         operation: str = "quantize",
         *,
-        rows: int,
-        cols: int,
+        rows: int | None = None,
+        cols: int | None = None,
         orientation: str = "row",
         source: str = "bf16",
         element: str = "e4m3",
@@ -60,13 +68,21 @@ class DeepwellDispatcher:
         layout: str = "row",
         device: str = "cpu",
         device_id: int = 0,
+        alignment: int = 0,
+        precision: str = "mxfp8",
     ) -> Dispatch:
         """The kernel for `operation` ("quantize" or "dequantize") of a [rows, cols] matrix whose high-precision side is
-        `source` ("f32", "f16", "bf16") on `device` ("cpu", "cuda").
+        `source` ("f32", "f16", "bf16") on `device` ("cpu", "cuda"), its address and rows multiples of `alignment` bytes
+        (0: 256). Or, for the name of a module type such as "nn.Linear", what `optimize` runs its modules with at
+        `precision`; the other arguments then do not matter.
 
         Raises InvalidArgumentError for unknown names and UnsupportedError, with every candidate's reason as its
         `explanation` attribute, when no kernel serves the request."""
+        if isinstance(operation, str) and "." in operation:
+            return _dispatch_module(operation, precision)
         one_of("operation", operation, ("quantize", "dequantize"))
+        if rows is None or cols is None:
+            raise InvalidArgumentError(f"rows={rows!r}, cols={cols!r}; expected both extents of the matrix")
         one_of("orientation", orientation, ORIENTATIONS)
         one_of("source", source, ("f32", "f16", "bf16"))
         one_of("element", element, ELEMENTS)
@@ -75,7 +91,7 @@ class DeepwellDispatcher:
         one_of("layout", layout, LAYOUTS)
         one_of("device", device, ("cpu", "cuda"))
         index, explanation, message = _core.dispatch(
-            operation, orientation, source, element, block, rounding, layout, rows, cols, device, device_id
+            operation, orientation, source, element, block, rounding, layout, rows, cols, device, device_id, alignment
         )
         if index is None:
             error = UnsupportedError(message)
@@ -102,10 +118,58 @@ _registered: dict[tuple[str, str], RegisteredKernel] = {}
 
 def kernels() -> list[KernelInfo]:
     """Every kernel there is: the library's table in order (also rows that this machine cannot run, with the reason),
-    then the implementations registered with `register_kernel`."""
+    those of plug-ins, then the implementations registered with `register_kernel`."""
     table = [KernelInfo(**row) for row in _core.kernels()]
-    own = [KernelInfo(k.name, "python", k.kind, elements=(k.precision,)) for k in _registered.values()]
-    return table + own
+    return table + [_info(kernel) for kernel in _registered.values()]
+
+
+def load_plugin(path: str | os.PathLike[str]) -> list[KernelInfo]:
+    """Loads a shared object that exports `deepwell_plugin` (deepwell/plugin.h) and returns the kernels it registered.
+    Each has proved itself against the reference. They stay for the life of the process.
+
+    Raises InvalidArgumentError, SelftestError, or DeepwellError when it cannot be loaded. Runs the object's code."""
+    before = len(_core.kernels())
+    path = os.fspath(path)
+    _core.load_plugin(path if os.sep in path else os.path.join(os.curdir, path))
+    return [KernelInfo(**row) for row in _core.kernels()[before:]]
+
+
+def _info(kernel: RegisteredKernel) -> KernelInfo:
+    return KernelInfo(kernel.name, "python", kernel.kind, elements=(kernel.precision,), priority=_REGISTERED_PRIORITY)
+
+
+def _dispatch_module(operation: str, precision: str) -> Dispatch:
+    """The contest for a module type: what was registered for it, and the library's own way with linear layers."""
+    kind, module_type = _resolve_type(operation)
+    one_of("precision", precision, PRECISIONS)
+    own = KernelInfo("deepwell", "library", kind, elements=(precision,))
+    candidates = [_info(k) for k in _registered.values() if k.kind == kind and k.precision == precision]
+    if _is_linear(module_type):
+        candidates.append(own)
+    lines = [
+        f"rejected {k.name}: registered for {k.kind}" + ("" if k.kind != kind else f" at precision {k.precision}")
+        for k in _registered.values()
+        if k.kind != kind or k.precision != precision
+    ]
+    if not candidates:
+        error = UnsupportedError(f"nothing is registered for {kind} at precision {precision!r}")
+        error.explanation = "".join(f"{line}\n" for line in lines)  # type: ignore[attr-defined]
+        raise error
+    chosen = max(candidates, key=lambda k: k.priority)
+    for candidate in candidates:
+        lines.append(
+            f"chosen   {candidate.name}: highest priority of those that serve this ({candidate.priority}), where it "
+            "supports the module"
+            if candidate is chosen
+            else f"rejected {candidate.name}: priority {candidate.priority} is not the highest"
+        )
+    return Dispatch(chosen, "".join(f"{line}\n" for line in lines))
+
+
+def _is_linear(module_type: type) -> bool:
+    from torch import nn
+
+    return issubclass(module_type, nn.Linear)
 
 
 def register_kernel(
@@ -149,6 +213,8 @@ def register_kernel(
                 "with a method forward and, optionally, supports"
             )
         shown = name or getattr(implementation, "__name__", type(implementation).__name__)
+        if shown == "deepwell" or any(shown == kernel.name for kernel in kernels()):
+            raise InvalidArgumentError(f"a kernel is named {shown!r} already; pass another one as name=")
         _registered[key] = RegisteredKernel(kind, precision, shown, resolved, forward, supports)
         return implementation
 

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/status.h"
-#include "io/text.h"
+#include "core/text.h"
 
 bool dw_tensor_bytes(dw_file_dtype dtype, int rank, const int64_t *shape, uint64_t *bytes) {
     uint64_t count = 1;

@@ -6,7 +6,7 @@
 #ifndef DW_IO_HEADER_H
 #define DW_IO_HEADER_H
 
-#include "io/arena.h"
+#include "core/arena.h"
 #include "io/file_dtype.h"
 
 #define DW_HEADER_TEXT_MAX ((uint64_t)100000000)

@@ -4,8 +4,8 @@
 
 #include <jansson.h>
 
-#include "io/arena.h"
-#include "io/text.h"
+#include "core/arena.h"
+#include "core/text.h"
 
 #include "deepwell/types.h"
 

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "core/status.h"
+#include "core/text.h"
 #include "io/json_object.h"
-#include "io/text.h"
 
 #define PREFIX "deepwell."
 

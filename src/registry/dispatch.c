@@ -24,6 +24,8 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
     if (request->spec.transposed_square && row->device_type == DW_DEVICE_CPU) return "the square transposed form";
     if (row->device_type == DW_DEVICE_CUDA && !dw_cuda_device_takes(request->device_id, info->target))
         return "this GPU";
+    size_t wanted = info->alignment ? (size_t)info->alignment : dw_dtype_size(request->source);
+    if (request->alignment && (size_t)request->alignment < wanted) return "the alignment";
     return "";
 }
 
@@ -41,6 +43,10 @@ static const dw_kernel_row *best_of(const dw_context *context, const dw_kernel_r
 }
 
 const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request) {
+    return dw_better_from_outside(context, request, dw_find_table_row(context, request));
+}
+
+const dw_kernel_row *dw_find_table_row(const dw_context *context, const dw_request *request) {
     return best_of(context, dw_kernel_table, dw_kernel_table_size, request);
 }
 
@@ -50,7 +56,7 @@ const dw_kernel_row *dw_choose_row(dw_context *context, const dw_kernel_row *row
     do
         row = best_of(context, rows, count, request);
     while (row && !dw_row_prove(context, row, request));
-    return row;
+    return rows == dw_kernel_table ? dw_better_from_outside(context, request, row) : row;
 }
 
 static void append(char **at, size_t *left, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -68,8 +74,8 @@ static void append(char **at, size_t *left, const char *format, ...) {
 static void explain(const dw_context *context, const dw_request *request, const dw_kernel_row *chosen, char *text,
                     size_t capacity) {
     if (capacity) *text = 0;
-    for (size_t i = 0; i < dw_kernel_table_size; i++) {
-        const dw_kernel_row *row = &dw_kernel_table[i];
+    for (size_t i = 0; i < dw_row_count(); i++) {
+        const dw_kernel_row *row = dw_row_at(i);
         if (row->info.operation != request->operation) continue;
         const char *mismatch = dw_row_mismatch(row, request), *reason = dw_row_reason(context, row);
         if (row == chosen)
@@ -98,6 +104,9 @@ static dw_status check_request(const dw_request *request) {
     if (request->source != DW_F32 && request->source != DW_F16 && request->source != DW_BF16)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.source is %s (%d); expected f32, f16 or bf16",
                        dw_dtype_name(request->source), (int)request->source);
+    if (request->alignment < 0 || (request->alignment & (request->alignment - 1)))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.alignment is %d; expected a power of two, or 0 for 256",
+                       (int)request->alignment);
     if (request->device_type != DW_DEVICE_CPU && request->device_type != DW_DEVICE_CUDA)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.device_type is %d; expected 1 (CPU) or 2 (CUDA)",
                        (int)request->device_type);
@@ -115,7 +124,8 @@ dw_status dw_dispatch(const dw_context *context, const dw_request *request, size
     if (explanation) explain(context, request, row, explanation, capacity);
     if (status != DW_OK) return status;
     if (!row) return dw_no_row(request);
-    *index = (size_t)(row - dw_kernel_table);
+    for (*index = 0; dw_row_at(*index) != row;)
+        ++*index;
     return DW_OK;
 }
 

@@ -27,6 +27,13 @@ static dw_status choose_row(dw_context *context, const dw_request *request, cons
     return DW_OK;
 }
 
+/* The largest power of two, up to 256, that the address and the distance of rows are multiples of. */
+static int32_t alignment_of(const dw_view *view, dw_dtype dtype) {
+    uintptr_t bits = (uintptr_t)view->data | 256u;
+    if (view->rows > 1) bits |= (uintptr_t)view->ld * dw_dtype_size(dtype);
+    return (int32_t)(bits & -bits);
+}
+
 static dw_status check_stream(const dw_tensor *tensor, const void *stream) {
     if (tensor->device_type == DW_DEVICE_CPU && stream)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "stream is not NULL, but the tensors are on the CPU; pass NULL");
@@ -104,8 +111,10 @@ dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, co
                           .rows = from.rows,
                           .cols = from.cols,
                           .device_type = source->device_type,
-                          .device_id = source->device_id};
+                          .device_id = source->device_id,
+                          .alignment = alignment_of(&from, source->dtype)};
     DW_TRY(choose_row(context, &request, &row));
+    if (row->plugin) return row->plugin->quantize(row->plugin->state, spec, source, by_row, transposed, stream);
     if (row->device_type != DW_DEVICE_CPU) return row->entry.launch_quantize(context, &request, &job, stream);
     dw_cpu_quantize(context, row->entry.cpu_quantize, spec->layout, &job);
     return DW_OK;
@@ -135,8 +144,10 @@ dw_status dw_dequantize_with_row(dw_context *context, const dw_kernel_row *row, 
                           .rows = to.rows,
                           .cols = to.cols,
                           .device_type = target->device_type,
-                          .device_id = target->device_id};
+                          .device_id = target->device_id,
+                          .alignment = alignment_of(&to, target->dtype)};
     DW_TRY(choose_row(context, &request, &row));
+    if (row->plugin) return row->plugin->dequantize(row->plugin->state, spec, source, target, stream);
     dw_dequantize_job job = {.data = from.data.data,
                              .data_ld = from.data.ld,
                              .rows = to.rows,
@@ -179,8 +190,8 @@ dw_status dw_quantize_measure(dw_context *context, const dw_quantize_spec *spec,
                           .rows = from.rows,
                           .cols = from.cols,
                           .device_type = DW_DEVICE_CPU};
-    const dw_kernel_row *row = NULL;
-    DW_TRY(choose_row(context, &request, &row));
+    const dw_kernel_row *row = dw_find_table_row(context, &request); /* kernels from outside write no statistics */
+    if (!row) return dw_no_row(&request);
     dw_quantize_job job = {.source = from.data,
                            .source_ld = from.ld,
                            .rows = from.rows,
@@ -193,11 +204,10 @@ dw_status dw_quantize_measure(dw_context *context, const dw_quantize_spec *spec,
 }
 
 static dw_status find_row(size_t kernel, const dw_kernel_row **row) {
-    if (kernel >= dw_kernel_table_size)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel index %zu is out of range; expected less than %zu", kernel,
-                       dw_kernel_table_size);
-    *row = &dw_kernel_table[kernel];
-    return DW_OK;
+    *row = dw_row_at(kernel);
+    if (*row) return DW_OK;
+    return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel index %zu is out of range; expected less than %zu", kernel,
+                   dw_row_count());
 }
 
 dw_status dw_quantize_with(dw_context *context, size_t kernel, const dw_quantize_spec *spec, const dw_tensor *source,

@@ -109,6 +109,18 @@ static int64_t draw_stride(bench *on, int64_t cols) {
     return cols + (dw_random_next(&on->random) & 1 ? dw_random_between(&on->random, 1, 9) : 0);
 }
 
+/* What the row wants addresses and rows of the high-precision side to be multiples of, in bytes. */
+static int64_t row_alignment(const bench *on, dw_dtype dtype) {
+    int alignment = on->row->info.alignment;
+    return alignment ? alignment : (int64_t)dw_dtype_size(dtype);
+}
+
+static int64_t draw_aligned_stride(bench *on, int64_t cols, dw_dtype dtype) {
+    int64_t size = (int64_t)dw_dtype_size(dtype), alignment = row_alignment(on, dtype);
+    int64_t unit = alignment > size ? alignment / size : 1;
+    return (draw_stride(on, cols) + unit - 1) / unit * unit;
+}
+
 static dw_tensor view(void *data, dw_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
     dw_tensor tensor = dw_matrix(data, dtype, rows, cols);
     tensor.strides[0] = ld;
@@ -170,10 +182,8 @@ static void quantize_case(bench *on, const dw_quantize_spec *spec, bool factors,
              dw_rounding_name(spec->rounding), factors ? "f32 scales" : dw_scale_layout_name(spec->layout),
              (long long)rows, (long long)cols);
     const dw_quantize_spec specs[2] = {dw_result_spec(spec, false), dw_result_spec(spec, true)};
-    int64_t ld = draw_stride(on, cols);
-    /* A GPU reads whole elements, so theirs are aligned to their size; a processor's need not be. */
-    uint8_t *data =
-        on->source + dw_random_between(&on->random, 0, 3) * (on->device ? (int64_t)dw_dtype_size(source) : 1);
+    int64_t ld = draw_aligned_stride(on, cols, source);
+    uint8_t *data = on->source + dw_random_between(&on->random, 0, 3) * row_alignment(on, source);
     memset(on->source, 0xFF, BUFFER); /* NaN beyond the matrix: reading there spoils a block */
     dw_fill_adversarial(&on->random, data, source, rows, cols, ld);
     dw_tensor from = kernel_view(on, data, source, rows, cols, ld);
@@ -212,7 +222,7 @@ static void dequantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype ta
     snprintf(on->what, sizeof on->what, "%s %s to %s, %s, [%lld, %lld]", dw_dtype_name(spec->element),
              dw_block_name(spec->block), dw_dtype_name(target), dw_scale_layout_name(spec->layout), (long long)rows,
              (long long)cols);
-    int64_t shape[2] = {0, 0}, ld = draw_stride(on, cols), target_ld = draw_stride(on, cols);
+    int64_t shape[2] = {0, 0}, ld = draw_stride(on, cols), target_ld = draw_aligned_stride(on, cols, target);
     dw_scale_shape(spec, rows, cols, shape);
     for (int64_t i = 0; i < rows * ld; i++)
         on->data[0][i] = (uint8_t)dw_random_next(&on->random);
@@ -224,7 +234,7 @@ static void dequantize_case(bench *on, const dw_quantize_spec *spec, dw_dtype ta
                                     : bits & 1024 ? bits % 16
                                                   : 96 + bits % 48);
     }
-    uint8_t *unaligned = on->source + dw_random_between(&on->random, 0, 3);
+    uint8_t *unaligned = on->source + dw_random_between(&on->random, 0, 3) * row_alignment(on, target);
     int64_t size = (int64_t)dw_dtype_size(target);
     output out = draw_output(on, unaligned, "target", rows, cols, target_ld, size);
     dw_quantized from = {.data = view(on->data[0], spec->element, rows, cols, ld),

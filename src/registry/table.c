@@ -28,19 +28,19 @@
 
 #define CPU_QUANTIZE(name, isa_, orientation, block, sources, elements, roundings, layouts, priority, entry_)          \
     {.info = {#name, TARGET_##isa_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements,                   \
-              BIT(DW_BLOCK_##block), roundings, layouts, priority, false, ""},                                         \
+              BIT(DW_BLOCK_##block), roundings, layouts, priority, false, "", 1},                                      \
      .device_type = DW_DEVICE_CPU,                                                                                     \
      .isa = DW_ISA_##isa_,                                                                                             \
      .entry.cpu_quantize = entry_},
 #define CPU_DEQUANTIZE(name, isa_, blocks, targets, elements, layouts, priority, entry_)                               \
     {.info = {#name, TARGET_##isa_, DW_OP_DEQUANTIZE, BIT(DW_ORIENT_ROW), targets, elements, blocks, ROUNDINGS,        \
-              layouts, priority, false, ""},                                                                           \
+              layouts, priority, false, "", 1},                                                                        \
      .device_type = DW_DEVICE_CPU,                                                                                     \
      .isa = DW_ISA_##isa_,                                                                                             \
      .entry.cpu_dequantize = entry_},
 #define CUDA_QUANTIZE(name, target_, orientation, block, sources, elements, roundings, layouts, priority, entry_)      \
     {.info = {#name, target_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements, BIT(DW_BLOCK_##block),  \
-              roundings, layouts, priority, false, ""},                                                                \
+              roundings, layouts, priority, false, "", 0},                                                             \
      .device_type = DW_DEVICE_CUDA,                                                                                    \
      .proofs = &(dw_row_proofs){.known = {{{0}}}},                                                                     \
      .entry = {.launch_quantize = entry_}},
@@ -83,16 +83,17 @@ const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row) {
 
 size_t dw_kernel_count(const dw_context *context) {
     (void)context; /* every context knows every row; they differ in what is available */
-    return dw_kernel_table_size;
+    return dw_row_count();
 }
 
 dw_status dw_kernel_get(const dw_context *context, size_t index, dw_kernel_info *info) {
     if (!context || !info) return dw_fail(DW_ERROR_INVALID_ARGUMENT, "context or info is NULL; pass both");
-    if (index >= dw_kernel_table_size)
+    const dw_kernel_row *row = dw_row_at(index);
+    if (!row)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel index %zu is out of range; expected less than %zu", index,
-                       dw_kernel_table_size);
-    dw_kernel_info found = dw_kernel_table[index].info;
-    found.reason = dw_row_reason(context, &dw_kernel_table[index]);
+                       dw_row_count());
+    dw_kernel_info found = row->info;
+    found.reason = dw_row_reason(context, row);
     found.available = !*found.reason;
     *info = found;
     return DW_OK;

@@ -5,6 +5,7 @@
 #include "core/context.h"
 #include "cpu/cpu_kernel.h"
 #include "deepwell/kernels.h"
+#include "deepwell/plugin.h"
 #include "registry/proof.h"
 
 /* How a device kernel is started: enqueues the job on `stream`, including the zeroing of scale padding. The pointers in
@@ -24,11 +25,20 @@ typedef struct dw_kernel_row {
         dw_quantize_launch launch_quantize;
         dw_dequantize_launch launch_dequantize;
     } entry;
-    dw_row_proofs *proofs; /* GPU rows only */
+    dw_row_proofs *proofs;          /* GPU rows only */
+    const dw_plugin_kernel *plugin; /* a kernel from outside: its functions stand in for entry */
 } dw_kernel_row;
 
 extern const dw_kernel_row dw_kernel_table[];
 extern const size_t dw_kernel_table_size;
+
+/* The table's rows and those registered, in the order of dw_kernel_get. NULL for an index out of range. */
+size_t dw_row_count(void);
+const dw_kernel_row *dw_row_at(size_t index);
+
+/* The best of `best` (NULL: none yet) and the registered rows for a request. */
+const dw_kernel_row *dw_better_from_outside(const dw_context *context, const dw_request *request,
+                                            const dw_kernel_row *best);
 
 /* "" when the row can run here, else why not. Static storage. */
 const char *dw_row_reason(const dw_context *context, const dw_kernel_row *row);
@@ -38,6 +48,8 @@ const char *dw_row_mismatch(const dw_kernel_row *row, const dw_request *request)
 
 /* The row for a request: dw_dispatch without an explanation. NULL when there is none. */
 const dw_kernel_row *dw_find_row(const dw_context *context, const dw_request *request);
+/* The same among the table's rows alone. */
+const dw_kernel_row *dw_find_table_row(const dw_context *context, const dw_request *request);
 
 /* The row to run among `count` rows: the same, but a row of a GPU that was not used there yet proves itself first, and
  * one that fails makes way for the next. */

@@ -61,6 +61,12 @@ FILES = {
     "escapes": safetensors('{"__metadata__":{"\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00":"\\u0001"}}'),
     "long_claim": struct.pack("<Q", 10**8) + b"{}",
 }
+CONFIGS = {
+    "dense": {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096},
+    "experts": {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000},
+    "parts": {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "vocab_size": 1, "n_embd": 2}},
+    "strange": {"model_type": 3, "vocab_size": -1, "hidden_size": 1e30, "top_k": 9223372036854775807},
+}
 INDEXES = {
     "one": {"weight_map": {"a": "model.safetensors"}},
     "two": {
@@ -73,12 +79,14 @@ INDEXES = {
 
 
 def main() -> None:
-    for folder in ("fuzz_safetensors", "fuzz_index"):
+    for folder in ("fuzz_safetensors", "fuzz_index", "fuzz_config"):
         (HERE / "corpus" / folder).mkdir(parents=True, exist_ok=True)
     for name, content in FILES.items():
         (HERE / "corpus" / "fuzz_safetensors" / name).write_bytes(content)
     for name, content in INDEXES.items():
         (HERE / "corpus" / "fuzz_index" / name).write_text(json.dumps(content))
+    for name, content in CONFIGS.items():
+        (HERE / "corpus" / "fuzz_config" / name).write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ def test_plots_and_tables_are_fresh() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_planners_accuracy_is_told_as_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.plan_accuracy", "--check"], cwd=common.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_good_document_is_accepted() -> None:
     common.validate(GOOD, PATH)
 

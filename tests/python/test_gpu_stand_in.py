@@ -69,7 +69,7 @@ from deepwell.errors import UnsupportedError
 x, q, s = torch.randn(128, 128).bfloat16(), torch.empty(128, 128, dtype=torch.uint8), torch.empty(128)
 def quantize():
     _core.cuda_quantize(x.data_ptr(), DTYPE[x.dtype], 128, 128, 128, 0, E4M3, BLOCK_1X128, RCEIL,
-                        q.data_ptr(), 128, s.data_ptr(), 0, 0, 0, 0)
+                        q.data_ptr(), 128, s.data_ptr(), 0, 0, 0, 0, 0)
 
 for round in range(2):
     with warnings.catch_warnings(record=True) as caught:

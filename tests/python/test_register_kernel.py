@@ -160,3 +160,48 @@ def test_bad_registrations() -> None:
     with pytest.raises(InvalidArgumentError, match="cannot register"):
         register_kernel("nn.Linear")(3)
     assert all(k.target != "python" for k in deepwell.kernels())
+
+
+# ---- the contest --------------------------------------------------------------------------------------------------
+
+
+def test_dispatch_tells_who_runs_a_module_type(registered) -> None:
+    dispatcher = deepwell.DeepwellDispatcher()
+    own = dispatcher.dispatch("nn.Linear")
+    assert (own.kernel.name, own.kernel.priority) == ("deepwell", 0)
+    with pytest.raises(UnsupportedError, match=r"nothing is registered for nn\.LayerNorm"):
+        dispatcher.dispatch("nn.LayerNorm")
+    registered("nn.Linear", doubled)
+    registered(Scaled, lambda module, x, offset=0.0: x, name="plain")
+    mine = dispatcher.dispatch("nn.Linear")
+    assert (mine.kernel.name, mine.kernel.target, mine.kernel.priority) == ("doubled", "python", 100)
+    chosen, rejected = (next(line for line in mine.explanation.splitlines() if n in line) for n in ("doubled", "deepw"))
+    assert chosen.startswith("chosen ")
+    assert rejected.startswith("rejected ")
+    assert "rejected plain: registered for" in mine.explanation
+    with pytest.raises(InvalidArgumentError, match="names no module type"):
+        dispatcher.dispatch("nn.Lniear")
+    with pytest.raises(InvalidArgumentError, match="rows=None"):
+        dispatcher.dispatch("quantize", cols=3)
+
+
+@pytest.mark.parametrize("taken", ["deepwell", "dequantize__ref", "doubled"])
+def test_names_that_are_taken_are_refused(taken: str, registered) -> None:
+    registered("nn.Linear", doubled)
+    with pytest.raises(InvalidArgumentError, match=f"named '{taken}' already"):
+        register_kernel(Scaled, name=taken)(doubled)
+
+
+def test_alignment_takes_part_in_the_choice() -> None:
+    dispatcher = deepwell.DeepwellDispatcher()
+    assert dispatcher.dispatch(rows=3, cols=3, alignment=1).kernel.alignment == 1  # processors take any
+    with pytest.raises(InvalidArgumentError, match="power of two"):
+        dispatcher.dispatch(rows=3, cols=3, alignment=3)
+
+
+def test_plugins_that_cannot_be_loaded(tmp_path) -> None:
+    with pytest.raises(deepwell.DeepwellError, match="no such file"):
+        deepwell.load_plugin(tmp_path / "none.so")
+    (tmp_path / "text.so").write_text("text")
+    with pytest.raises(deepwell.DeepwellError, match=r"text\.so"):
+        deepwell.load_plugin(tmp_path / "text.so")

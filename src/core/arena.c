@@ -1,4 +1,4 @@
-#include "io/arena.h"
+#include "core/arena.h"
 
 #include <stdalign.h>
 #include <stdlib.h>

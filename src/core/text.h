@@ -1,6 +1,6 @@
 /* A growing text, for the JSON that is written. A failed allocation is remembered, so only the end needs a check. */
-#ifndef DW_IO_TEXT_H
-#define DW_IO_TEXT_H
+#ifndef DW_CORE_TEXT_H
+#define DW_CORE_TEXT_H
 
 #include <stdbool.h>
 #include <stddef.h>

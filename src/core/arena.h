@@ -1,6 +1,6 @@
 /* Many small allocations freed at once: names, shapes and values of a header live here. */
-#ifndef DW_IO_ARENA_H
-#define DW_IO_ARENA_H
+#ifndef DW_CORE_ARENA_H
+#define DW_CORE_ARENA_H
 
 #include <stddef.h>
 
