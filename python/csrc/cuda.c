@@ -251,12 +251,14 @@ PyObject *core_cuda_device_info(PyObject *module, PyObject *object) {
     if (device == -1 && PyErr_Occurred()) return NULL;
     dw_cuda_device_info info;
     dw_status status = dw_cuda_device_get((int)device, &info);
+    int driver = 0;
+    if (status == DW_OK) status = dw_cuda_driver_version(&driver);
     if (status != DW_OK) return raise_status(module, status);
-    return Py_BuildValue("{s:s,s:(ii),s:i,s:L,s:L,s:d,s:s,s:N}", "name", info.name, "compute_capability",
+    return Py_BuildValue("{s:s,s:(ii),s:i,s:L,s:L,s:d,s:s,s:i,s:N}", "name", info.name, "compute_capability",
                          info.compute_major, info.compute_minor, "multiprocessors", info.multiprocessors,
                          "memory_bytes", (long long)info.memory_bytes, "l2_bytes", (long long)info.l2_bytes,
-                         "memory_bandwidth", info.memory_bandwidth, "target", info.target, "has_device_code",
-                         PyBool_FromLong(info.has_device_code));
+                         "memory_bandwidth", info.memory_bandwidth, "target", info.target, "driver_version", driver,
+                         "has_device_code", PyBool_FromLong(info.has_device_code));
 }
 
 PyObject *core_cuda_selftest(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {

@@ -206,7 +206,7 @@ def _gated_mlp_gradients(ctx: Any, dy: Tensor, in_place: bool) -> tuple:
     gate, up, down = ctx.weights
     dyq = cl.quantized_activation(dy, True, True)
     grad = accumulate.target(ctx, down, 3) if in_place else None
-    ddown = cl.weight_gradient(cl.made(dyq.transposed), Form(a_buffer, inner, rows), down.dtype, grad)
+    ddown = cl.weight_gradient(cl.made(dyq.transposed), Form(a_buffer, inner, rows, ACTIVATION[1]), down.dtype, grad)
     if grad is not None:
         accumulate.added(grad)
         ddown = None

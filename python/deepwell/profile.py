@@ -150,10 +150,20 @@ def _time_on_gpu(step: Callable[[], None]) -> float:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
+def _kernel_module() -> str:
+    """The GPU driver's own version, where the system tells."""
+    try:
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return ""
+    return f", {found[0]}" if found else ""
+
+
 def _identity(device: torch.device) -> dict[str, Any]:
     """What a measurement holds for: another device, driver, library or PyTorch makes it foreign."""
     if device.type == "cuda":
-        name, driver = torch.cuda.get_device_name(device), str(torch._C._cuda_getDriverVersion())
+        name = torch.cuda.get_device_name(device)
+        driver = f"CUDA {_core.cuda_device_info(device.index or 0)['driver_version']}{_kernel_module()}"
     else:
         info = _core.cpu_info()
         name = f"{info['model']}, {torch.get_num_threads()} threads"
