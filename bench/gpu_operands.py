@@ -31,7 +31,7 @@ class Operand:
     def _part(rows: int, cols: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         target = cl.Quantized()
         source = torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16)
-        cl.quantize_into(target, source, rows, cols, block, True, False)
+        cl.quantize_into(target, source, rows, cols, (block, block), True, False)
         form = cl.made(target.row)
         flat = form.buffer[cl.scale_offset(rows, cols) :].view(torch.float32)
         across = cols // 128

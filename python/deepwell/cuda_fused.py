@@ -204,7 +204,7 @@ def _gated_mlp_gradients(ctx: Any, dy: Tensor, in_place: bool) -> tuple:
     device = dy.device
     gate_q, up_q, down_q = ctx.forms
     gate, up, down = ctx.weights
-    dyq = cl.quantized_activation(dy, True, True)
+    dyq = cl.quantized_gradient(dy, True, True)
     grad = accumulate.target(ctx, down, 3) if in_place else None
     ddown = cl.weight_gradient(cl.made(dyq.transposed), Form(a_buffer, inner, rows, ACTIVATION[1]), down.dtype, grad)
     if grad is not None:

@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from deepwell import MXFPQuantizer, _core, accumulate, cuda_eager, ops  # noqa: E402
+from deepwell import MXFPQuantizer, _core, accumulate, cuda_eager, cuda_fused, ops  # noqa: E402
 from deepwell import cuda_linear as cl  # noqa: E402
 
 RECIPE = "e4m3/rceil/1x128/128x128"
@@ -270,7 +270,46 @@ def accumulation() -> None:
     assert len(added) == 3
 
 
-CASES = {f.__name__: f for f in (values_and_gradients, what_is_not_needed_is_not_made, accumulation)}
+def gated_mlp() -> None:
+    """A gated MLP forward and backward, its two activation kernels done by PyTorch, against full precision: what is
+    looked for is a form in the wrong place or of the wrong kind."""
+
+    def forms(values: Tensor, blocks: tuple[int, int], transposed: bool) -> cl.Quantized:
+        made = cl.Quantized()
+        cl.quantize_into(made, values.contiguous(), *values.shape, blocks, True, transposed)
+        return made
+
+    def forward(gate_up: Tensor, inner: int, transposed: bool, _: object = None) -> tuple:
+        gate, up = gate_up.float().split(inner, 1)
+        made = forms((nn.functional.silu(gate) * up).bfloat16(), cl.ACTIVATION, transposed)
+        return made.row, made.transposed
+
+    def backward(da: Tensor, gate_up: Tensor, inner: int, _: object = None) -> tuple:
+        given = gate_up.float().requires_grad_()
+        with torch.enable_grad():
+            gate, up = given.split(inner, 1)
+            (nn.functional.silu(gate) * up).backward(da.float())
+        made = forms(given.grad.bfloat16(), cl.GRADIENT, True)
+        return made.row, made.transposed
+
+    cuda_fused.swiglu_forward, cuda_fused.swiglu_backward = forward, backward
+    rows, hidden, inner = 64, 96, 128
+    weights = [
+        nn.Parameter(torch.randn(shape).bfloat16() / 10) for shape in ((inner, hidden),) * 2 + ((hidden, inner),)
+    ]
+    x, dy = torch.randn(rows, hidden).bfloat16().requires_grad_(), torch.randn(rows, hidden).bfloat16()
+    for micro_batch in (1, 2):
+        cuda_fused.gated_mlp(x, *weights).backward(dy)
+        plain = [t.detach().double().requires_grad_() for t in (x, *weights)]
+        gate, up, down = plain[1:]
+        y = (nn.functional.silu(plain[0] @ gate.t()) * (plain[0] @ up.t())) @ down.t()
+        (micro_batch * y).backward(dy.double())
+        for ours, theirs in zip((x, *weights), plain, strict=True):
+            # Three products deep, each operand off by 2^-4 / sqrt(3) in norm at most: E4M3 has 3 bits.
+            assert relative(ours.grad, theirs.grad) < (2 * 3 * 2) ** 0.5 * 2.0**-4 / 3**0.5
+
+
+CASES = {f.__name__: f for f in (gated_mlp, values_and_gradients, what_is_not_needed_is_not_made, accumulation)}
 
 if __name__ == "__main__":
     torch.manual_seed(int(sys.argv[2]))
