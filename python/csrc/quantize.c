@@ -41,7 +41,7 @@ PyObject *core_quantize(PyObject *module, PyObject *arguments, PyObject *keyword
     void *source;
     dw_dtype dtype;
     long long rows, cols, ld;
-    dw_quantize_spec spec;
+    dw_quantize_spec spec = {.transposed_square = false};
     PyObject *row_object, *transposed_object;
     Py_ssize_t kernel = -1;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O&O&LLLO&O&O&O&OO|n:quantize", names, convert_address,
