@@ -97,7 +97,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The number formats of one converted layer. Blocks lie along the reduction of each of the three products."""
+    """The number formats of one converted layer. Blocks lie along the reduction of each of the three products.
+    activation_block is that of activations and gradients. On a Hopper GPU, where it is 1x128, the activations of weight
+    gradients have blocks of 128x128 instead (deepwell.cuda_linear); the emulation on the CPU does not follow that."""
 
     element: str = "e4m3"
     rounding: str = "rceil"
@@ -349,6 +351,10 @@ def _notes(options: Options) -> tuple[str, ...]:
     notes = ["On the CPU this emulates the numerics of MXFP8 exactly; it is not a speed-up."]
     if options.target == "hopper" and options.block_size == 32:
         notes.append("Blocks of 32 on Hopper are for numerics studies: its tensor cores gain no speed from them.")
+    elif options.target == "hopper":
+        notes.append(
+            "For weight gradients a Hopper GPU quantizes activations in blocks of 128x128, this emulation in 1x128."
+        )
     return tuple(notes)
 
 
