@@ -31,7 +31,7 @@ class Operand:
     def _part(rows: int, cols: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         target = cl.Quantized()
         source = torch.randn(rows, cols, device=DEVICE, dtype=torch.bfloat16)
-        cl.quantize_into(target, source, rows, cols, block, True, False)
+        cl.quantize_into(target, source, rows, cols, (block, block), True, False)
         form = cl._made(target.row)
         flat = form.buffer[cl.scale_offset(rows, cols) :].view(torch.float32)
         across = cols // 128
@@ -41,7 +41,7 @@ class Operand:
 
     @property
     def scaling(self) -> int:
-        return cl.SCALING_1X128 if self.block == cl.BLOCK_1X128 else cl.SCALING_128X128
+        return cl.SCALING[self.block]
 
     def scales_by_row(self) -> torch.Tensor:
         """[rows or row blocks, k blocks], dense."""
