@@ -41,7 +41,7 @@ class Operand:
 
     @property
     def scaling(self) -> int:
-        return cl.SCALING_1X128 if self.block == cl.BLOCK_1X128 else cl.SCALING_128X128
+        return cl.SCALING[self.block]
 
     def scales_by_row(self) -> torch.Tensor:
         """[rows or row blocks, k blocks], dense."""

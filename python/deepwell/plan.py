@@ -90,7 +90,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The number formats of one converted layer. Blocks lie along the reduction of each of the three products."""
+    """The number formats of one converted layer. Blocks lie along the reduction of each of the three products.
+    activation_block is that of activations and gradients. On a Hopper GPU, where it is 1x128, the activations of weight
+    gradients have blocks of 128x128 instead (deepwell.cuda_linear); the emulation on the CPU does not follow that."""
 
     element: str = "e4m3"
     rounding: str = "rceil"

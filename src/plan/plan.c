@@ -49,6 +49,9 @@ static void add_notes(dw_plan *plan) {
                        : "On the CPU this emulates the numerics of FP8; it is not a speed-up.");
     if (settings->target == DW_FAMILY_HOPPER && settings->options->block_size == 32)
         note(plan, "Blocks of 32 on Hopper are for numerics studies: its tensor cores gain no speed from them.");
+    else if (settings->target == DW_FAMILY_HOPPER && settings->device == DW_FAMILY_CPU)
+        note(plan,
+             "For weight gradients a Hopper GPU quantizes activations in blocks of 128x128, this emulation in 1x128.");
     if (!settings->facts.measured)
         note(plan, dw_plan_text(plan, "Nothing was measured on %s: its predictions rest on the data sheet (%s).",
                                 settings->facts.title, settings->facts.source));

@@ -30,17 +30,24 @@ DW_DEVICE uint2 ld_global_nc_no_allocate_v2(const void *address) {
     return v;
 }
 
+/* What a kernel's stores say to the caches: nothing, or where its file defines it before including this, ".cs", for
+ * results that nobody reads soon. */
+#ifndef DW_STORE_HINT
+#define DW_STORE_HINT ""
+#endif
+
 DW_DEVICE void st_global_v4(void *address, uint4 v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+    asm volatile("st.global" DW_STORE_HINT ".v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
                  : "memory");
 }
 
 DW_DEVICE void st_global_v2(void *address, uint32_t x, uint32_t y) {
-    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x), "r"(y) : "memory");
+    asm volatile("st.global" DW_STORE_HINT ".v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x), "r"(y) : "memory");
 }
 
 DW_DEVICE void st_global_u32(void *address, uint32_t x) {
-    asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
+    asm volatile("st.global" DW_STORE_HINT ".u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
 
 /* Two floats to two FP8 bytes, round to nearest even, saturating to the largest finite value; NaN becomes 0x7F. `low`
