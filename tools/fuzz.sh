@@ -10,34 +10,7 @@ seconds=${1:-60}
     exit 2
 }
 
-# A usable clang compiles and links a libFuzzer program; the runtime is a package of its own on some systems.
-find_clang() {
-    local candidate test_folder candidates=(clang clang-{22,21,20,19,18,17,16,15,14})
-    [ -z "${DEEPWELL_CLANG:-}" ] || candidates=("$DEEPWELL_CLANG")
-    test_folder=$(mktemp -d)
-    trap 'rm -rf "$test_folder"' RETURN
-    echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n); int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return d && n > 9; }' \
-        >"$test_folder/probe.c"
-    for candidate in "${candidates[@]}"; do
-        if command -v "$candidate" >/dev/null &&
-            "$candidate" -fsanitize=fuzzer,address,undefined "$test_folder/probe.c" -o "$test_folder/probe" 2>/dev/null; then
-            command -v "$candidate"
-            return 0
-        fi
-    done
-    return 1
-}
-
-if ! clang=$(find_clang); then
-    if command -v apt-cache >/dev/null && apt-cache show clang-14 >/dev/null 2>&1; then
-        packages="clang-14 libclang-rt-14-dev"
-        apt-cache show libclang-rt-14-dev >/dev/null 2>&1 || packages=clang-14
-    else
-        packages=clang
-    fi
-    echo "tools/fuzz.sh: no clang with libFuzzer found. Run: sudo apt-get install -y $packages" >&2
-    exit 1
-fi
+clang=$(bash tools/find-clang.sh)
 
 cmake=.venv/bin/cmake
 [ -x $cmake ] || cmake=cmake

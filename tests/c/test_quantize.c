@@ -133,6 +133,58 @@ static void square_transposed_forms(void **state) {
     on_every_isa(check_square_transposed);
 }
 
+/* make_quantized with elements aligned for stores that bypass the caches. */
+static dw_quantized make_aligned(const dw_quantize_spec *spec, int64_t rows, int64_t cols) {
+    dw_quantized quantized = make_quantized(spec, rows, cols);
+    free(quantized.data.data);
+    assert_int_equal(posix_memalign(&quantized.data.data, 64, (size_t)(rows * cols)), 0);
+    memset(quantized.data.data, 0xC3, (size_t)(rows * cols));
+    return quantized;
+}
+
+static void assert_same(const dw_quantized *one, const dw_quantized *other) {
+    assert_memory_equal(one->data.data, other->data.data, (size_t)(one->data.shape[0] * one->data.shape[1]));
+    assert_memory_equal(one->scale.data, other->scale.data, (size_t)(one->scale.shape[0] * one->scale.shape[1]));
+}
+
+/* Matrices of more rows and columns than a kernel takes at a time, cut by one and by two threads; and one whose output
+ * bypasses the caches. The reference states what is right: statement by statement this would take minutes. */
+static void several_pieces(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{1200, 777}, {515, 1100}, {1088, 8256}};
+    const char *isas[3];
+    int count = runnable_isas(isas);
+    dw_context *reference = make_context(2, "ref");
+    dw_random random = {test_seed};
+    for (int shape = 0; shape < 3; shape++) {
+        int64_t rows = shapes[shape][0], cols = shapes[shape][1];
+        uint8_t *source = malloc((size_t)(rows * cols) * 4);
+        for (int n = 0; n < SPECS; n++) {
+            dw_quantize_spec spec = nth_spec(n);
+            dw_dtype kind = sources[(n + shape) % 3];
+            if (shape == 2 && (n & 3)) continue; /* one format and rounding for each block */
+            dw_fill_adversarial(&random, source, kind, rows, cols, cols);
+            dw_tensor from = dw_matrix(source, kind, rows, cols);
+            dw_quantized right = make_quantized(&spec, rows, cols), right_t = make_quantized(&spec, cols, rows);
+            ASSERT_OK(dw_quantize(reference, &spec, &from, &right, &right_t, NULL));
+            for (int i = 0; i < 2 * count; i++) {
+                dw_context *context = make_context(1 + i % 2, isas[i / 2]);
+                dw_quantized row = make_aligned(&spec, rows, cols), transposed = make_aligned(&spec, cols, rows);
+                ASSERT_OK(dw_quantize(context, &spec, &from, &row, &transposed, NULL));
+                assert_same(&row, &right);
+                assert_same(&transposed, &right_t);
+                free_quantized(&row);
+                free_quantized(&transposed);
+                dw_context_destroy(context);
+            }
+            free_quantized(&right);
+            free_quantized(&right_t);
+        }
+        free(source);
+    }
+    dw_context_destroy(reference);
+}
+
 /* amax just below, at and just above 1.75 * 2^k for every k that FP32 has. */
 static void check_boundaries(dw_context *context) {
     float source[3][32];
@@ -244,6 +296,7 @@ int main(void) {
         cmocka_unit_test(every_half_precision_input),
         cmocka_unit_test(adversarial_matrices),
         cmocka_unit_test(square_transposed_forms),
+        cmocka_unit_test(several_pieces),
         cmocka_unit_test(largest_magnitudes_at_the_boundary),
         cmocka_unit_test(known_blocks),
         cmocka_unit_test(round_trips),

@@ -2,7 +2,7 @@
 #ifndef DW_BLOCKS_AVX2_H
 #define DW_BLOCKS_AVX2_H
 
-#include "cpu/avx2/encode_avx2.h"
+#include "cpu/avx2/scales_avx2.h"
 
 /* What the shared plans (x86_*.h) know of an instruction set: these names, and functions over them. */
 typedef dw_encoding dw_coder;
@@ -30,36 +30,44 @@ DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, boo
         dw_store32(out + i, _mm256_load_si256((const __m256i *)(from + i)), stream);
 }
 
-/* The scales of `used` blocks of words, at most sixteen. */
-DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block,
-                               int used) {
+/* The scales of sixteen segments from the words of `used` of them. */
+DW_INLINE void dw_scale_words(dw_blocks *blocks, const dw_encoding *encoding, const uint8_t *words, int64_t block,
+                              int used) {
     __m256i top[16];
     for (int b = 0; b < 16; b++) {
+        const __m256i *segment = (const __m256i *)(words + b * 64);
         top[b] = _mm256_setzero_si256();
-        if (b >= used) continue;
-        for (int64_t i = 0; i < block * 2; i += 32) {
-            __m256i part = _mm256_loadu_si256((const __m256i *)(words + b * block * 2 + i));
-            top[b] = _mm256_max_epu16(top[b], dw_magnitudes(part, encoding));
-        }
+        if (b < used)
+            top[b] = _mm256_max_epu16(dw_magnitudes(_mm256_loadu_si256(segment), encoding),
+                                      dw_magnitudes(_mm256_loadu_si256(segment + 1), encoding));
     }
-    __m256i amax = dw_largest16(top), codes = dw_codes(amax, encoding);
-    _mm256_store_si256((__m256i *)blocks->bias, dw_biases(codes, encoding));
-    __m256i packed = dw_in_order(_mm256_packus_epi16(codes, codes));
-    _mm_store_si128((__m128i *)blocks->code, _mm256_castsi256_si128(packed));
-    blocks->rare = (uint32_t)_mm256_movemask_epi8(dw_rare(amax, encoding));
-    if (DW_RARELY(blocks->rare)) _mm256_store_si256((__m256i *)blocks->amax, amax);
+    dw_scale_tops(blocks, encoding, top, block);
 }
 
-/* Encodes `count` words, a multiple of 32, in blocks of `block` with biases bias[0], bias[1], ... */
-DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t block, int64_t count,
-                             const dw_encoding *encoding, uint8_t *out, bool stream) {
+/* Encodes `count` words, a multiple of 32, in segments with biases bias[0], bias[1], ... */
+DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_encoding *encoding,
+                             uint8_t *out, bool stream) {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; i += 32) {
-        __m256i biases = _mm256_set1_epi16((short)bias[i / block]);
+        __m256i biases = _mm256_set1_epi16((short)bias[i / 32]);
         __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
         __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
         dw_store32(out + i, dw_in_order(dw_encode32(low, high, biases, biases, encoding)), stream);
     }
+}
+
+/* The same where no element is small: a multiple of 128 words. Returns whether one is. */
+DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint16_t *bias, int64_t count,
+                                    const dw_encoding *encoding, uint8_t *out, bool stream) {
+    __m256i small = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < count; i += 32) {
+        __m256i biases = _mm256_set1_epi16((short)bias[i / 32]);
+        __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
+        __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
+        dw_store32(out + i, dw_in_order(dw_encode32_normal(low, high, biases, encoding, &small)), stream);
+    }
+    return !_mm256_testz_si256(small, small);
 }
 
 /* Words of `count` source elements, padded with zeros to a multiple of 32. */

@@ -14,6 +14,10 @@
  * of the two candidates is the right one: for a normal element the second is below 2^emin, for a small one the first
  * lacks the hidden bit.
  *
+ * Elements that small lie at least 14 powers of two below the block's largest and are one in ten thousand in ordinary
+ * data. So there is a second form that makes all elements by the first way, with half the operations, and reports
+ * whether one came out at or below the smallest normal though its word is not zero.
+ *
  * Two kinds of block are beyond this and go through the exact scalar code of src/formats: those with a NaN or an
  * infinity, and those whose code is so small (below `base`: amax below 2^-89 at most) that subnormal words matter. */
 #ifndef DW_ENCODE_AVX2_H
@@ -30,6 +34,9 @@ typedef struct dw_encoding {
     int base;    /* smallest code the vector code serves: K + 8, for the shuffle's eight entries below 1 */
     int floor;   /* smallest nonzero amax, as the bits of a word, that has such a code */
     __m256i gain, powers, limit, magnitude, eight, hidden, fraction, sign;
+    __m256i step, tail,
+        half;      /* rounding, without `gain`: 128 times it, what is dropped and the last bit, half of that */
+    __m256i above; /* bytes: one above the smallest normal element */
 } dw_encoding;
 
 /* Keeps a constant in a register: GCC would rather make it anew in every iteration, with several instructions. */
@@ -53,6 +60,10 @@ DW_INLINE dw_encoding dw_encoding_of(dw_dtype element, dw_rounding rounding) {
     e.hidden = dw_pinned(_mm256_set1_epi16(0x80));
     e.fraction = dw_pinned(_mm256_set1_epi16(0x1FF));
     e.sign = dw_pinned(_mm256_set1_epi8((char)0x80));
+    e.step = dw_pinned(_mm256_set1_epi16(wide ? 8 * 128 : 16 * 128));
+    e.tail = dw_pinned(_mm256_set1_epi16(wide ? 0x3F : 0x1F));
+    e.half = dw_pinned(_mm256_set1_epi16(wide ? 0x10 : 0x08));
+    e.above = dw_pinned(_mm256_set1_epi8(wide ? 0x05 : 0x09));
     return e;
 }
 
@@ -114,6 +125,26 @@ DW_INLINE __m256i dw_encode32(__m256i a, __m256i b, __m256i biases_a, __m256i bi
     return _mm256_or_si256(magnitudes, _mm256_and_si256(_mm256_packs_epi16(a, b), encoding->sign));
 }
 
+/* As dw_encode16 where no element is small; `offsets` are eight exponents more than the biases. */
+DW_INLINE __m256i dw_encode16_normal(__m256i words, __m256i offsets, const dw_encoding *encoding) {
+    __m256i exact = _mm256_subs_epu16(dw_magnitudes(words, encoding), offsets);
+    __m256i tie = _mm256_cmpeq_epi16(_mm256_and_si256(exact, encoding->tail), encoding->half);
+    return _mm256_add_epi16(_mm256_mulhrs_epi16(exact, encoding->step), tie);
+}
+
+/* As dw_encode32 with one bias where no element is small. Bits of `small` are set where one is. */
+DW_INLINE __m256i dw_encode32_normal(__m256i a, __m256i b, __m256i biases, const dw_encoding *encoding,
+                                     __m256i *small) {
+    __m256i offsets = _mm256_add_epi16(biases, encoding->eight);
+    __m256i packed = _mm256_packs_epi16(a, b); /* 0 where the word is, and with its sign */
+    __m256i zeros = _mm256_cmpeq_epi8(packed, _mm256_setzero_si256());
+    __m256i magnitudes =
+        _mm256_packus_epi16(dw_encode16_normal(a, offsets, encoding), dw_encode16_normal(b, offsets, encoding));
+    *small = _mm256_or_si256(*small, _mm256_subs_epu8(encoding->above, _mm256_or_si256(magnitudes, zeros)));
+    magnitudes = _mm256_min_epu8(magnitudes, encoding->limit);
+    return _mm256_or_si256(magnitudes, _mm256_and_si256(packed, encoding->sign));
+}
+
 /* Undoes the order of packing. */
 DW_INLINE __m256i dw_in_order(__m256i packed) {
     return _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
@@ -148,6 +179,12 @@ DW_INLINE __m256i dw_largest16(const __m256i x[16]) {
     __m256i even = dw_fold_eighths(dw_fold_quarters(y[0], y[2]), dw_fold_quarters(y[4], y[6]));
     __m256i odd = dw_fold_eighths(dw_fold_quarters(y[1], y[3]), dw_fold_quarters(y[5], y[7]));
     return dw_fold_words(even, odd);
+}
+
+/* Each the largest of its four neighbours, which start at multiples of four. */
+DW_INLINE __m256i dw_largest_of_four(__m256i x) {
+    __m256i pairs = _mm256_max_epu16(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), _mm256_srli_epi32(x, 16)));
+    return _mm256_max_epu16(pairs, _mm256_shuffle_epi32(pairs, _MM_SHUFFLE(2, 3, 0, 1)));
 }
 
 /* The largest of 16 magnitudes. */

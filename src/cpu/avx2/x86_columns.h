@@ -58,32 +58,28 @@ DW_INLINE void dw_write_column_codes(const dw_cell *cell, const dw_quantize_job 
     }
 }
 
-/* The row blocks of the strip, sixteen at a time: four rows of blocks of 32, or 16 rows of blocks of 128. */
+/* The row blocks of the strip: four rows, or sixteen segments, at a time. */
 DW_INLINE void dw_quantize_row_blocks(const dw_cell *cell, const dw_quantize_job *job, const dw_coder *coder,
                                       int64_t block, bool stream) {
+    enum { SEGMENTS = DW_CELL / 32 };
     int64_t cols = cell->cols;
-    int per_row = (int)(DW_CELL / block), used = (int)((cols + block - 1) / block);
-    for (int64_t r = 0; r < cell->height; r += 16 / per_row) {
+    for (int64_t r = 0; r < cell->height; r += 16 / SEGMENTS) {
         dw_blocks blocks;
         const uint8_t *words = cell->words + r * DW_CELL * 2;
-        dw_scale_blocks(&blocks, coder, words, block, 16);
-        for (int b = 0; b < 16 && r + b / per_row < cell->height; b += per_row) {
-            int64_t at = cell->row0 + cell->top + r + b / per_row;
+        dw_scale_words(&blocks, coder, words, block, 16);
+        for (int b = 0; b < 16 && r + b / SEGMENTS < cell->height; b += SEGMENTS) {
+            int64_t at = cell->row0 + cell->top + r + b / SEGMENTS;
             uint8_t *out = job->row_data + at * job->row_ld + cell->col0;
             if (cols == DW_CELL) {
-                dw_encode_run(words + b * block * 2, blocks.bias + b, block, DW_CELL, coder, out, stream);
+                dw_encode_run(words + b * 64, blocks.bias + b, DW_CELL, coder, out, stream);
             } else {
                 _Alignas(64) uint8_t whole[DW_CELL];
-                dw_encode_run(words + b * block * 2, blocks.bias + b, block, DW_CELL, coder, whole, false);
+                dw_encode_run(words + b * 64, blocks.bias + b, DW_CELL, coder, whole, false);
                 memcpy(out, whole, (size_t)cols);
             }
-            if (DW_RARELY(blocks.rare)) dw_mend_blocks(&blocks, b, b + used, job, at, cell->col0, block, cols, out);
+            if (DW_RARELY(blocks.rare)) dw_mend_blocks(&blocks, b, job, at, cell->col0, cols, out);
             dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, at, cell->col0 / block);
-            if (used == 4 && scales.step == 1)
-                memcpy(scales.at, blocks.code + b, 4);
-            else
-                for (int k = b; k < b + used; k++)
-                    *dw_scale_next(&scales) = blocks.code[k];
+            dw_write_codes(&blocks, b, block, cols, &scales);
         }
     }
 }

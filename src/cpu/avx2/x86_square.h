@@ -32,13 +32,14 @@ DW_INLINE void dw_write_rows(const dw_cell *cell, const dw_quantize_job *job, in
 
 DW_INLINE void dw_encode_cell(dw_cell *cell, const dw_quantize_job *job, const dw_coder *coder, int64_t size, bool row,
                               bool transposed, int code, bool stream) {
-    uint16_t bias = (uint16_t)(code > dw_coder_scales(coder)->base ? (code - dw_coder_scales(coder)->base) << 7 : 0);
+    dw_blocks blocks;
+    dw_scale_alike(&blocks, dw_coder_scales(coder), code);
     for (int64_t first = 0; first < cell->rows; first += 32) {
         _Alignas(64) uint8_t elements[32 * DW_CELL];
         for (int64_t i = 0; i < 32; i++) {
             for (int64_t c = 0; c < DW_CELL; c += 32)
                 dw_cell_prefetch(cell, first + i, c, size);
-            dw_encode_run(dw_cell_words(cell, first + i, 0), &bias, DW_CELL, DW_CELL, coder, elements + i * DW_CELL,
+            dw_encode_run(dw_cell_words(cell, first + i, 0), blocks.bias, DW_CELL, coder, elements + i * DW_CELL,
                           false);
         }
         if (row) dw_write_rows(cell, job, first, elements, stream);

@@ -61,25 +61,42 @@ static __attribute__((noinline, cold, unused)) void dw_encode_exactly(const dw_q
 /* Bits of an infinity as a word (encode_avx2.h): a block whose amax has these or more is not finite. */
 enum { DW_WORD_INFINITY = 0x7F80 };
 
-/* Sixteen row blocks that follow one another in memory: their scales, computed side by side so that nothing waits for a
- * single block's reduction. */
+/* Sixteen segments of 32 words: each a block of 32, or four of them a block of 128. Their scales are computed side by
+ * side, so that nothing waits for a single block's reduction; the segments of a block have the same. */
 typedef struct dw_blocks {
     _Alignas(32) uint16_t bias[16]; /* what encoding subtracts */
     _Alignas(32) uint16_t amax[16]; /* bits of words */
     _Alignas(16) uint8_t code[16];
-    uint32_t rare; /* bits 2i and 2i + 1: block i goes through dw_encode_exactly */
+    uint32_t rare; /* bits 2i and 2i + 1: segment i goes through dw_encode_exactly */
 } dw_blocks;
 
-/* Encodes those of blocks [first, last) that are rare anew; block `first` begins at (r, c) of the source and at `out`,
- * and `count` elements are left in the row. */
-DW_INLINE void dw_mend_blocks(dw_blocks *blocks, int first, int last, const dw_quantize_job *job, int64_t r, int64_t c,
-                              int64_t block, int64_t count, uint8_t *out) {
-    for (int b = first; b < last; b++) {
+/* Encodes those of the segments from `first` that are rare anew; segment `first` begins at (r, c) of the source and at
+ * `out`, and `count` elements are wanted. */
+static __attribute__((noinline, cold, unused)) void dw_mend_blocks(dw_blocks *blocks, int first,
+                                                                   const dw_quantize_job *job, int64_t r, int64_t c,
+                                                                   int64_t count, uint8_t *out) {
+    for (int64_t at = 0; at < count; at += 32) {
+        int64_t b = first + at / 32;
         if (!(blocks->rare >> (2 * b) & 1)) continue;
-        int64_t at = (b - first) * block;
         if (blocks->amax[b] >= DW_WORD_INFINITY) blocks->code[b] = DW_SCALE_NAN;
-        dw_encode_exactly(job, r, c + at, 0, 1, dw_least(block, count - at), blocks->code[b], out + at);
+        dw_encode_exactly(job, r, c + at, 0, 1, dw_least(32, count - at), blocks->code[b], out + at);
     }
+}
+
+/* Writes the codes of the blocks that `count` elements from segment `first` make up. The first is at a multiple of 128
+ * elements, so that four codes of blocks of 32 lie side by side in the row and tcgen05 layouts. */
+DW_INLINE void dw_write_codes(const dw_blocks *blocks, int first, int64_t block, int64_t count, dw_scale_walk *scales) {
+    int step = (int)(block / 32), last = first + (int)((count + 31) / 32);
+    int b = first;
+    if (step == 1 && scales->step == 1) {
+        for (; b + 4 <= last; b += 4) {
+            memcpy(scales->at, blocks->code + b, 4);
+            scales->at += 3 + scales->leap;
+            scales->k += 4;
+        }
+    }
+    for (; b < last; b += step)
+        *dw_scale_next(scales) = blocks->code[b];
 }
 
 #endif

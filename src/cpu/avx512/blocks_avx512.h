@@ -29,43 +29,50 @@ DW_INLINE void dw_copy_run(uint8_t *out, const uint8_t *from, int64_t count, boo
         dw_store64(out + i, _mm512_load_si512(from + i), stream);
 }
 
-/* The scales of `used` blocks of words, at most sixteen. */
-DW_INLINE void dw_scale_blocks(dw_blocks *blocks, const dw_coder *coder, const uint8_t *words, int64_t block,
-                               int used) {
-    const dw_encoding *encoding = &coder->narrow;
+/* The scales of sixteen segments from the words of `used` of them. */
+DW_INLINE void dw_scale_words(dw_blocks *blocks, const dw_coder *coder, const uint8_t *words, int64_t block, int used) {
     __m256i top[16];
     for (int b = 0; b < 16; b++) {
-        __m512i wide = _mm512_setzero_si512();
-        if (b < used)
-            for (int64_t i = 0; i < block * 2; i += 64)
-                wide = _mm512_max_epu16(wide, dw_magnitudes512(_mm512_loadu_si512(words + b * block * 2 + i), coder));
-        top[b] = _mm256_max_epu16(_mm512_castsi512_si256(wide), _mm512_extracti64x4_epi64(wide, 1));
+        top[b] = _mm256_setzero_si256();
+        if (b >= used) continue;
+        __m512i magnitudes = dw_magnitudes512(_mm512_loadu_si512(words + b * 64), coder);
+        top[b] = _mm256_max_epu16(_mm512_castsi512_si256(magnitudes), _mm512_extracti64x4_epi64(magnitudes, 1));
     }
-    __m256i amax = dw_largest16(top), codes = dw_codes(amax, encoding);
-    _mm256_store_si256((__m256i *)blocks->bias, dw_biases(codes, encoding));
-    _mm_store_si128((__m128i *)blocks->code, _mm256_cvtepi16_epi8(codes));
-    blocks->rare = (uint32_t)_mm256_movemask_epi8(dw_rare(amax, encoding));
-    if (DW_RARELY(blocks->rare)) _mm256_store_si256((__m256i *)blocks->amax, amax);
+    dw_scale_tops(blocks, &coder->narrow, top, block);
 }
 
-/* Encodes `count` words, a multiple of 32, in blocks of `block` with biases bias[0], bias[1], ... A stream takes
- * multiples of 64. */
-DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t block, int64_t count,
-                             const dw_coder *coder, uint8_t *out, bool stream) {
+/* Encodes `count` words, a multiple of 32, in segments with biases bias[0], bias[1], ... A stream takes multiples of
+ * 64. */
+DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_coder *coder,
+                             uint8_t *out, bool stream) {
     int64_t i = 0;
 #pragma GCC unroll 4
     for (; i + 64 <= count; i += 64) {
-        __m512i low_bias = _mm512_set1_epi16((short)bias[i / block]);
-        __m512i high_bias = _mm512_set1_epi16((short)bias[(i + 32) / block]);
+        __m512i low_bias = _mm512_set1_epi16((short)bias[i / 32]);
+        __m512i high_bias = _mm512_set1_epi16((short)bias[i / 32 + 1]);
         __m512i low = _mm512_loadu_si512(words + 2 * i), high = _mm512_loadu_si512(words + 2 * i + 64);
         dw_store64(out + i, dw_encode64(low, high, low_bias, high_bias, coder), stream);
     }
     if (i < count) {
-        __m512i last_bias = _mm512_set1_epi16((short)bias[i / block]);
+        __m512i last_bias = _mm512_set1_epi16((short)bias[i / 32]);
         __m512i elements =
             dw_encode64(_mm512_loadu_si512(words + 2 * i), _mm512_setzero_si512(), last_bias, last_bias, coder);
         _mm256_storeu_si256((__m256i *)(out + i), _mm512_castsi512_si256(elements));
     }
+}
+
+/* The same where no element is small: a multiple of 128 words. Returns whether one is. */
+DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_coder *coder,
+                                    uint8_t *out, bool stream) {
+    __mmask64 small = 0;
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < count; i += 64) {
+        __m512i low_bias = _mm512_set1_epi16((short)bias[i / 32]);
+        __m512i high_bias = _mm512_set1_epi16((short)bias[i / 32 + 1]);
+        __m512i low = _mm512_loadu_si512(words + 2 * i), high = _mm512_loadu_si512(words + 2 * i + 64);
+        dw_store64(out + i, dw_encode64_normal(low, high, low_bias, high_bias, coder, &small), stream);
+    }
+    return small != 0;
 }
 
 /* Words of `count` source elements, padded with zeros to a multiple of 32. */
