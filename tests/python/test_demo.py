@@ -19,7 +19,7 @@ import torch
 import deepwell
 from deepwell.demo import chart, cli, device, report, training
 from deepwell.demo.console import printable
-from deepwell.demo.model import ByteGPT, ModelShape, generate
+from deepwell.demo.model import WINDOW, ByteGPT, ModelShape, generate, rotate, rotation_table
 
 SHAPE = ModelShape(width=64, layers=2, heads=2, mlp_width=128, context=32)
 
@@ -47,11 +47,33 @@ def test_model_sees_only_the_past():
     assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
 
 
-def test_model_tells_positions_apart():
-    """Attention alone cannot tell in which order the bytes before the last one came; rotation can."""
+def test_embedding_reads_four_bytes():
+    torch.manual_seed(0)
+    model = ByteGPT(ModelShape(width=64, layers=0, heads=2, mlp_width=128, context=32))
+    tokens = torch.randint(256, (1, 12))
+    for changed in range(12):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % 256
+        differs = (model(tokens) - model(other)).abs().amax(dim=-1)[0] > 1e-6
+        assert differs.nonzero().flatten().tolist() == list(range(changed, min(12, changed + WINDOW)))
+
+
+@pytest.mark.parametrize("length", range(1, 6))
+def test_model_takes_sequences_shorter_than_its_window(length):
+    tokens = torch.randint(256, (2, 5))
     model = make_model()
-    one, other = model(torch.tensor([[1, 2, 3, 9]])), model(torch.tensor([[2, 1, 3, 9]]))
-    assert not torch.allclose(one[:, -1], other[:, -1], atol=1e-4)
+    assert torch.allclose(model(tokens)[:, :length], model(tokens[:, :length]), atol=1e-6)
+
+
+def test_rotation_makes_products_depend_on_the_distance_alone():
+    q, k = torch.randn(64), torch.randn(64)
+    table = rotation_table(32, 64)
+    products = rotate(q.expand(32, 64), table) @ rotate(k.expand(32, 64), table).T
+    for distance in range(-31, 32):
+        diagonal = products.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4)
+    assert torch.allclose(products.diagonal(), q @ k, atol=1e-4)
+    assert products[31, 0].item() != pytest.approx((q @ k).item(), abs=1e-2)
 
 
 def test_model_refuses_more_than_its_context():
