@@ -81,7 +81,7 @@ static void tiles_follow_the_shape(void **state) {
     assert_int_equal(chosen_for(8192, 4096, 4096)->tile_n, 256);
     assert_int_equal(chosen_for(4096, 7168, 2048)->tile_n, 256);
     assert_int_equal(chosen_for(16, 4096, 4096)->tile_m, 64);
-    assert_int_equal(chosen_for(16, 4096, 4096)->tile_n, 32);
+    assert_int_equal(chosen_for(16, 4096, 4096)->tile_n, 64);
     assert_int_equal(chosen_for(16, 14336, 4096)->tile_n, 128);
     assert_int_equal(chosen_for(256, 4096, 4096)->tile_m * chosen_for(256, 4096, 4096)->tile_n,
                      64 * 128); /* one wave */

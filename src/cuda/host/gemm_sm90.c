@@ -11,6 +11,7 @@
 #define WARPGROUP_THREADS 128
 #define STORE_BYTES (64 * 128)
 #define BARRIER_BYTES 16 /* of one stage */
+#define SLOT_BYTES 16    /* of one stage: which tile it is of */
 
 enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
 #define MULTICAST_0 SHARES_NOTHING
@@ -63,7 +64,7 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int scales = row->tile_m * scale + 16 + (row->b_vector ? row->tile_n * scale : 16);
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
-    return (uint32_t)(row->stages * (stage + scales + BARRIER_BYTES) + stores + sums);
+    return (uint32_t)(row->stages * (stage + scales + SLOT_BYTES + BARRIER_BYTES) + stores + sums);
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
@@ -88,9 +89,14 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 #define MEMORY_BYTES 1700.0
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
-    bool wide = row->tile_n == 256, three = row->warpgroups == 3;
-    double share = row->b_vector ? 0.60 : three ? 0.816 : wide ? 0.79 : row->k_split == 1 ? 0.64 : 0.5;
-    double written = three ? 1400 : wide ? 1300 : 800;
+    bool large = row->tile_m * row->tile_n == 128 * 256, three = row->warpgroups == 3;
+    double share = row->b_vector                             ? 0.60
+                   : three                                   ? 0.816
+                   : row->multicast                          ? 0.81
+                   : large                                   ? 0.795
+                   : row->tile_n == 128 && row->k_split == 1 ? 0.64
+                                                             : 0.5;
+    double written = three ? 1000 : large ? 1300 : 800;
     double a_rows = row->multicast == SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;
@@ -186,7 +192,7 @@ static dw_status operand_map(const dw_cuda_scope *scope, const void *data, int64
                                     .rank = 2,
                                     .type = DW_CU_TENSOR_UINT8,
                                     .swizzle = DW_CU_SWIZZLE_128B,
-                                    .promotion = DW_CU_L2_PROMOTE_128B};
+                                    .promotion = DW_CU_L2_PROMOTE_256B};
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
@@ -224,7 +230,9 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
                              .m = (int32_t)s->m,
                              .n = (int32_t)s->n,
                              .k = (int32_t)s->k,
-                             .band = row->tile_m == 128 ? 16 : 8, /* about square: see walk_to */
+                             .band = row->tile_m == 128   ? 16
+                                     : row->tile_m == 192 ? 4
+                                                          : 8, /* measured; see walk_to */
                              .accumulate = call->accumulate};
     DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld,
                        row->multicast == SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));

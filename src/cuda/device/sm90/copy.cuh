@@ -45,13 +45,12 @@ DW_DEVICE void fence_proxy_async(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* Whether the phase is over; may wait a little for it. For asking early: mbarrier_wait_parity then only if it is not.
- */
-DW_DEVICE bool mbarrier_try_wait_parity(uint64_t *barrier, uint32_t parity) {
+/* Whether the phase is over, without waiting. For asking early: mbarrier_wait_parity then only if it is not. */
+DW_DEVICE bool mbarrier_test_wait_parity(uint64_t *barrier, uint32_t parity) {
     uint32_t done;
     asm volatile("{\n"
                  ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, p;\n"
                  "}"
                  : "=r"(done)
@@ -85,9 +84,20 @@ DW_DEVICE void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint
                  : "memory");
 }
 
+DW_DEVICE uint32_t max_u32(uint32_t a, uint32_t b) {
+    uint32_t v;
+    asm("max.u32 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
 /* Until the kernels this one was launched after, programmatically, have ended and their writes are visible. */
 DW_DEVICE void griddepcontrol_wait(void) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* The kernel after this one, if it is launched programmatically, may begin once every block said so or ended. */
+DW_DEVICE void griddepcontrol_launch_dependents(void) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 /* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */

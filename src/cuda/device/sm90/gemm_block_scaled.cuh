@@ -9,20 +9,22 @@
  * Plan: one block per multiprocessor walks over tiles of D. A copying thread keeps STAGES stages of A and B (128 bytes
  * of the reduction each, swizzled) and their scales on the way; where B has square blocks a second warp brings B's
  * scales, one number per stage and chunk, fetched 32 stages ahead, because a load in the multiplying warps would stall
- * them. Each multiplying warpgroup takes its rows of the tile, 64 at a time, by chunks of CHUNK_N columns, and writes
- * them through shared memory with the copy engine while the copying thread is ahead in the next tile. With MULTICAST
- * two neighbouring blocks share the larger operand and load half of it each.
+ * them. Which tile it is travels with its first stage, so that the multiplying warps need not compute it. Each of their
+ * warpgroups takes its rows of the tile, 64 at a time, by chunks of CHUNK_N columns, and writes them through shared
+ * memory with the copy engine while the copying thread is ahead in the next tile. With MULTICAST two neighbouring
+ * blocks share the larger operand and load half of it each.
  *
  * TILE_M, TILE_N   tile of D
  * CHUNK_N          columns multiplied at once: 32, 64 or 128
  * MATH_WARPGROUPS  1 to 4 that multiply; TILE_M is 64 times a multiple of MATH_WARPGROUPS / K_SPLIT
  * K_SPLIT          1, or how many warpgroups share the reduction of the same rows, a stage each in turn: where a
- * product has few rows it is not work that takes time but the way from one stage's sums to the next STAGES stages in
- * shared memory MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
+ *                  product has few rows it is not work that takes time but the way from one stage's sums to the next
+ * STAGES           stages in shared memory
+ * MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
  * SCALE_F32        scales are FP32, else E8M0 codes
  * B_VECTOR         B has 1x128 blocks, else 128x128
  * OUT_F32          D is FP32, else BF16
- * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16
+ * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4; 0: from registers
  * GROUPED          0, GROUPED_M or GROUPED_K
  * KERNEL           the name */
 #include "sm90/copy.cuh"
@@ -49,14 +51,14 @@
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
-#define STORE_BYTES (64 * 128)                     /* 64 rows of 64 BF16 */
-#define THROUGH_SHARED (!OUT_F32 && CHUNK_N >= 64) /* a narrower result is written from registers */
-#define STORES (THROUGH_SHARED ? STORE_BUFFERS : 0)
+#define STORE_BYTES (64 * 128)             /* 64 rows of 64 BF16 */
+#define THROUGH_SHARED (STORE_BUFFERS > 0) /* else D is written from registers */
 #define STORE_AT (STAGES * STAGE_BYTES)
 #define A_SCALE_BYTES (TILE_M * SCALE_BYTES + 16)
 #define B_SCALE_BYTES (B_VECTOR ? TILE_N * SCALE_BYTES : 16)
-#define STAGE_SCALE_BYTES (A_SCALE_BYTES + B_SCALE_BYTES)
-#define REDUCE_AT (STORE_AT + ROW_WARPGROUPS * STORES * STORE_BYTES)
+#define SLOT_AT (A_SCALE_BYTES + B_SCALE_BYTES)
+#define STAGE_SCALE_BYTES (SLOT_AT + TILE_SLOT_BYTES)
+#define REDUCE_AT (STORE_AT + ROW_WARPGROUPS * STORE_BUFFERS * STORE_BYTES)
 #define REDUCE_BYTES ((K_SPLIT - 1) * TILE_M * TILE_N * 4)
 #define SCALE_AT (REDUCE_AT + REDUCE_BYTES)
 #define BARRIER_AT (SCALE_AT + STAGES * STAGE_SCALE_BYTES)
@@ -66,9 +68,10 @@
 #error "more shared memory than a block may have"
 #endif
 
-/* 2^(code - 127), exact; the code of NaN gives infinity, and its elements are NaN already. */
+/* 2^(code - 127), exact; the code of NaN gives infinity, and its elements are NaN already. The maximum is named: the
+ * compiler would make it a comparison and a selection. */
 DW_DEVICE float scale_from_code(uint32_t code) {
-    return __uint_as_float(max(code << 23, 0x00400000u));
+    return __uint_as_float(max_u32(code << 23, 0x00400000u));
 }
 
 DW_DEVICE float shared_scale(const char *scales, int at) {
@@ -85,16 +88,18 @@ typedef struct ring_place {
     uint32_t phase;
 } ring_place;
 
-DW_DEVICE void ring_advance(ring_place *place) {
-    if (++place->stage == STAGES) {
-        place->stage = 0;
+DW_DEVICE void ring_advance(ring_place *place, int stages) {
+    place->stage += stages;
+    if (place->stage >= STAGES) {
+        place->stage -= STAGES;
         place->phase ^= 1;
     }
 }
 
-DW_DEVICE void ring_skip(ring_place *place, int stages) {
-    for (int i = 0; i < stages; i++)
-        ring_advance(place);
+/* A tile takes at least one place of the ring for each warpgroup that shares its reduction, and the same number for all
+ * of them; places beyond its reduction carry no operands. */
+DW_DEVICE int places_of(int k_blocks) {
+    return max((k_blocks + K_SPLIT - 1) / K_SPLIT, 1) * K_SPLIT;
 }
 
 /* ---- the copying warps ---- */
@@ -117,8 +122,15 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
     const char *a_scale = (const char *)p->a_scale +
                           (work->k_block * p->a_scale_ld + (work->a_row - work->a_row % SCALES_PER_UNIT)) * SCALE_BYTES;
     const char *b_scale = (const char *)p->b_scale + (work->k_block * p->b_scale_ld + work->b_row) * SCALE_BYTES;
-    for (int kb = 0; kb < work->k_blocks; kb++) {
+    const tile_slot slot = {work->row, work->column, work->row_end, work->k_blocks};
+    for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
+        char *scales = shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES;
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
+        if (kb < K_SPLIT) *(tile_slot *)(scales + SLOT_AT) = slot;
+        if (kb >= work->k_blocks) {
+            mbarrier_arrive(shared_address(full + place->stage));
+            continue;
+        }
         mbarrier_arrive_expect_tx(full + place->stage, STAGE_BYTES + a_scales + b_scales);
         uint32_t barrier = shared_address(full + place->stage);
         uint32_t a = shared_address(shared) + place->stage * STAGE_BYTES, b = a + A_BYTES;
@@ -135,12 +147,22 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
 #else
         cp_async_bulk_tensor_2d_load(b, &p->b, column, work->b_row, barrier);
 #endif
-        char *scales = shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES;
         if (a_scales > 0) cp_async_bulk_shared_global(scales, a_scale, a_scales, full + place->stage);
         if (b_scales > 0) cp_async_bulk_shared_global(scales + A_SCALE_BYTES, b_scale, b_scales, full + place->stage);
         a_scale += p->a_scale_ld * SCALE_BYTES;
         b_scale += p->b_scale_ld * SCALE_BYTES;
-        ring_advance(place);
+    }
+}
+
+/* Tells the multiplying warps that there are no more tiles. Every thread that completes stages calls it; one `tells`.
+ */
+DW_DEVICE void copy_end(char *shared, bool tells, ring_place *place) {
+    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
+    for (int i = 0; i < K_SPLIT; i++, ring_advance(place, 1)) {
+        tile_slot *slot = (tile_slot *)(shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES + SLOT_AT);
+        mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
+        if (tells) slot->k_blocks = -1;
+        mbarrier_arrive(shared_address(full + place->stage));
     }
 }
 
@@ -168,7 +190,7 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
         now[i] = 0.0f;
         ahead[i] = lane < work->k_blocks ? load_scale(p->b_scale, at[i]) : 0.0f;
     }
-    for (int kb = 0; kb < work->k_blocks; kb++) {
+    for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
         if (kb % 32 == 0) {
 #pragma unroll
             for (int i = 0; i < SUB_N; i++) {
@@ -185,7 +207,6 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
                 to[i] = now[i];
             mbarrier_arrive(shared_address(full + place->stage));
         }
-        ring_advance(place);
     }
 }
 #endif
@@ -228,54 +249,6 @@ DW_DEVICE void promote(float *sums, const float *products, const float *a, float
         for (int half = 0; half < 2; half++) {
             sums[4 * j + 2 * half] += products[4 * j + 2 * half] * (a[half] * b0);
             sums[4 * j + 2 * half + 1] += products[4 * j + 2 * half + 1] * (a[half] * b1);
-        }
-    }
-}
-
-/* All stages of one tile, or with K_SPLIT this warpgroup's share of them: its rows of it into `sums`. */
-DW_DEVICE void multiply_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, const tile_work *work, int warpgroup,
-                             ring_place *place) {
-    const int half_m = warpgroup % ROW_WARPGROUPS * (64 * SUB_M), turn = warpgroup / ROW_WARPGROUPS;
-    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
-    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
-    const uint32_t a_low = wgmma_descriptor_low(shared_address(shared) + half_m * BLOCK_K);
-    const uint32_t b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
-    const int a_scale_at = half_m + 16 * (thread / 32) + lane / 4 + work->a_row % SCALES_PER_UNIT;
-    const int b_scale_at = 2 * (lane % 4) * SCALE_BYTES;
-    float products[CHUNK_REGISTERS];
-    bool ready = false;
-    if (K_SPLIT > 1) ring_skip(place, min(turn, work->k_blocks));
-    for (int kb = turn; kb < work->k_blocks; kb += K_SPLIT) {
-        if (!ready) mbarrier_wait_parity(full + place->stage, place->phase);
-        const char *scales = shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES;
-        stage_scales s;
-#pragma unroll
-        for (int sub = 0; sub < SUBS; sub++) {
-            const int i_m = sub / SUB_N, i_n = sub % SUB_N;
-            multiply(products, a_low + place->stage * (STAGE_BYTES / 16) + i_m * (64 * BLOCK_K / 16),
-                     b_low + place->stage * (STAGE_BYTES / 16) + i_n * (CHUNK_N * BLOCK_K / 16));
-            if (sub == 0) {
-#pragma unroll
-                for (int i = 0; i < SUB_M; i++) {
-                    s.a[i][0] = shared_scale(scales, a_scale_at + 64 * i);
-                    s.a[i][1] = shared_scale(scales, a_scale_at + 64 * i + 8);
-                }
-#pragma unroll
-                for (int i = 0; i < SUB_N; i++)
-                    s.b[i] = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i];
-            }
-            wgmma_wait_group_0();
-            const char *columns = scales + A_SCALE_BYTES + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
-            if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
-            if (sub == SUBS - 1) {
-                __syncwarp();
-                if (CLUSTER > 1 && lane < CLUSTER) mbarrier_arrive_cluster(shared_address(empty + place->stage), lane);
-                if (CLUSTER == 1 && lane == 0) mbarrier_arrive(shared_address(empty + place->stage));
-                ring_skip(place, min(K_SPLIT, work->k_blocks - kb));
-                /* the answer comes while the sums are added */
-                ready = kb + K_SPLIT < work->k_blocks && mbarrier_try_wait_parity(full + place->stage, place->phase);
-            }
-            if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
         }
     }
 }
@@ -332,36 +305,60 @@ DW_DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
     float high = __uint_as_float(a & 0xFFFF0000) + __uint_as_float(b & 0xFFFF0000);
     return cvt_rn_bf16x2_f32(high, low);
 }
-#endif
 
-#if !THROUGH_SHARED
-/* Two neighbouring elements of D, at `to`. */
-DW_DEVICE void write_pair(const dw_gemm_sm90_params *p, int64_t to, float2 v) {
-#if OUT_F32
-    float2 *at = (float2 *)((float *)p->out + to);
-    if (p->accumulate) {
-        float2 old = *at;
-        v.x += old.x;
-        v.y += old.y;
-    }
-    *at = v;
-#else
-    uint32_t *at = (uint32_t *)((uint16_t *)p->out + to);
-    uint32_t two = cvt_rn_bf16x2_f32(v.y, v.x);
-    *at = p->accumulate ? add_bf16x2(two, *at) : two;
-#endif
+DW_DEVICE uint4 add_bf16x8(uint4 a, uint4 b) {
+    return make_uint4(add_bf16x2(a.x, b.x), add_bf16x2(a.y, b.y), add_bf16x2(a.z, b.z), add_bf16x2(a.w, b.w));
 }
+#endif
 
-DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
+#if OUT_F32
+/* One chunk, from registers; row, column: of this thread's first element. */
+DW_DEVICE void write_registers(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int r = row + 8 * half;
-        if (r >= row_end) continue;
+        if (row + 8 * half >= row_end) continue;
+        float *out = (float *)p->out + (row + 8 * half) * p->out_ld + column;
 #pragma unroll
         for (int j = 0; j < CHUNK_N / 8; j++) {
-            int c = column + 8 * j;
-            if (c < p->n)
-                write_pair(p, r * p->out_ld + c, make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]));
+            if (column + 8 * j >= p->n) continue;
+            float2 v = make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+            if (p->accumulate) {
+                float2 old = *(const float2 *)(out + 8 * j);
+                v.x += old.x;
+                v.y += old.y;
+            }
+            *(float2 *)(out + 8 * j) = v;
+        }
+    }
+}
+#elif !THROUGH_SHARED
+/* Four neighbouring threads hold two columns each of four groups of eight: afterwards each has all of one group, the
+ * thread's number among the four. */
+DW_DEVICE uint4 exchange_in_quad(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    uint32_t low_got = __shfl_xor_sync(0xFFFFFFFF, odd ? a : b, 1),
+             high_got = __shfl_xor_sync(0xFFFFFFFF, odd ? c : d, 1);
+    uint32_t w = odd ? low_got : a, x = odd ? b : low_got, y = odd ? high_got : c, z = odd ? d : high_got;
+    uint32_t first = __shfl_xor_sync(0xFFFFFFFF, high ? w : y, 2),
+             second = __shfl_xor_sync(0xFFFFFFFF, high ? x : z, 2);
+    return high ? make_uint4(first, second, y, z) : make_uint4(w, x, first, second);
+}
+
+/* One chunk, from registers; row, column: of this thread's first element. Each row gets 64 bytes at a time. */
+DW_DEVICE void write_registers(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
+    const int own = threadIdx.x % 4; /* which of four groups of columns this thread writes */
+    column += 8 * own - 2 * own;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint16_t *out = (uint16_t *)p->out + (row + 8 * half) * p->out_ld + column;
+#pragma unroll
+        for (int j = 0; j < CHUNK_N / 8; j += 4) {
+            const float *s = sums + 4 * j + 2 * half;
+            uint4 v = exchange_in_quad(cvt_rn_bf16x2_f32(s[1], s[0]), cvt_rn_bf16x2_f32(s[5], s[4]),
+                                       cvt_rn_bf16x2_f32(s[9], s[8]), cvt_rn_bf16x2_f32(s[13], s[12]));
+            if (row + 8 * half >= row_end || column + 8 * j >= p->n) continue;
+            uint4 *to = (uint4 *)(out + 8 * j);
+            *to = p->accumulate ? add_bf16x8(v, *to) : v;
         }
     }
 }
@@ -386,62 +383,164 @@ DW_DEVICE void write_rows(const dw_gemm_sm90_params *p, const char *from, int ro
         if (row + r >= row_end || c >= p->n) continue;
         uint4 v = *(const uint4 *)(from + r * 128 + ((unit ^ (r % 8)) * 16));
         uint4 *to = (uint4 *)((uint16_t *)p->out + (row + r) * p->out_ld + c);
-        if (p->accumulate) {
-            uint4 old = *to;
-            v = make_uint4(add_bf16x2(v.x, old.x), add_bf16x2(v.y, old.y), add_bf16x2(v.z, old.z),
-                           add_bf16x2(v.w, old.w));
-        }
-        *to = v;
+        *to = p->accumulate ? add_bf16x8(v, *to) : v;
     }
 }
 
-/* A warpgroup's 64 x 64 parts, each from its buffer to D. */
-DW_DEVICE void write_part(const dw_gemm_sm90_params *p, const char *from, const tile_work *work, int row, int column) {
+/* 64 x 64 elements, from their buffer to D. */
+DW_DEVICE void write_part(const dw_gemm_sm90_params *p, const char *from, const tile_slot *tile, int row, int column) {
     const int thread = threadIdx.x % WARPGROUP;
-    if (p->accumulate || (GROUPED && row + 64 > work->row_end))
-        write_rows(p, from, row, work->row_end, column, thread);
+    if (p->accumulate || (GROUPED && row + 64 > tile->row_end))
+        write_rows(p, from, row, tile->row_end, column, thread);
     else if (thread == 0)
         cp_async_bulk_tensor_2d_store(&p->d, column, row, shared_address(from));
 }
+
+/* The buffers are used in turn, a chunk's parts together; the copy engine may still read those not in turn. */
+#define CHUNK_PARTS (CHUNK_N / 64)
+#define PARTS_AT_ONCE (STORE_BUFFERS < CHUNK_PARTS ? STORE_BUFFERS : CHUNK_PARTS)
+#define STORE_TURNS (STORE_BUFFERS / PARTS_AT_ONCE)
 #endif
 
-/* This warpgroup's rows of a tile. Its chunks are named one by one: the compiler would keep a loop over them one, and
- * the sums in local memory. */
-#define PARTS (SUBS * CHUNK_N / 64)
-#define PART_ROW(part) (row + 64 * ((part) * 64 / CHUNK_N / SUB_N))
-#define PART_COLUMN(part) (work->column + 64 * ((part) % (TILE_N / 64)))
-DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
-                          const tile_work *work) {
+/* Chunk number `sub` of this warpgroup's part of a tile. */
+DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, float *sums, char *shared, int warpgroup,
+                           const tile_slot *tile, int sub) {
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
-    const int row = work->row + 64 * warpgroup * SUB_M;
-    if (p->bias) {
-        add_bias(p, sums[0], work->column + 2 * (lane % 4));
-        if (SUBS > 1) add_bias(p, sums[SUBS - 1], work->column + CHUNK_N * (SUB_N - 1) + 2 * (lane % 4));
-    }
+    const int row = tile->row + 64 * (warpgroup * SUB_M + sub / SUB_N);
+    const int column = tile->column + CHUNK_N * (sub % SUB_N);
+    if (p->bias) add_bias(p, sums, column + 2 * (lane % 4));
 #if !THROUGH_SHARED
-    const int row_in_sub = 16 * (thread / 32) + lane / 4;
-    write_chunk(p, sums[0], row + row_in_sub, work->row_end, work->column + 2 * (lane % 4));
-    if (SUBS > 1)
-        write_chunk(p, sums[SUBS - 1], row + 64 * (SUB_M - 1) + row_in_sub, work->row_end,
-                    work->column + CHUNK_N * (SUB_N - 1) + 2 * (lane % 4));
+    write_registers(p, sums, row + 16 * (thread / 32) + lane / 4, tile->row_end, column + 2 * (lane % 4));
 #else
-    char *stores = shared + STORE_AT + warpgroup * (STORES * STORE_BYTES);
-    /* As many parts at a time as there are buffers. */
 #pragma unroll
-    for (int first = 0; first < PARTS; first += STORE_BUFFERS) {
-        if (thread == 0) cp_async_bulk_wait_group_read(0);
+    for (int first = 0; first < CHUNK_PARTS; first += PARTS_AT_ONCE) {
+        const int turn = (sub * CHUNK_PARTS + first) / PARTS_AT_ONCE % STORE_TURNS;
+        char *buffers = shared + STORE_AT + (warpgroup * STORE_BUFFERS + turn * PARTS_AT_ONCE) * STORE_BYTES;
+        if (thread == 0) cp_async_bulk_wait_group_read(STORE_TURNS - 1);
         bar_sync(1 + warpgroup, WARPGROUP);
 #pragma unroll
-        for (int i = 0; i < STORE_BUFFERS; i++)
-            stage_store(&sums[(first + i) * 64 / CHUNK_N][(first + i) % (CHUNK_N / 64) * 32],
-                        shared_address(stores + i * STORE_BYTES), thread);
+        for (int i = 0; i < PARTS_AT_ONCE; i++)
+            stage_store(sums + (first + i) * 32, shared_address(buffers + i * STORE_BYTES), thread);
         fence_proxy_async();
         bar_sync(1 + warpgroup, WARPGROUP);
 #pragma unroll
-        for (int i = 0; i < STORE_BUFFERS; i++)
-            write_part(p, stores + i * STORE_BYTES, work, PART_ROW(first + i), PART_COLUMN(first + i));
+        for (int i = 0; i < PARTS_AT_ONCE; i++)
+            write_part(p, buffers + i * STORE_BYTES, tile, row, column + 64 * (first + i));
         if (thread == 0) cp_async_bulk_commit_group();
     }
+#endif
+}
+
+/* All of them. They are named one by one: the compiler would keep a loop over them one, and the sums in local memory.
+ */
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
+                          const tile_slot *tile) {
+    write_chunk(p, sums[0], shared, warpgroup, tile, 0);
+    if (SUBS > 1) write_chunk(p, sums[SUBS - 1], shared, warpgroup, tile, SUBS - 1);
+}
+
+/* ---- multiplying ---- */
+
+/* Whether there are places in the ring without operands. */
+#define SOME_EMPTY (K_SPLIT > 1 || GROUPED == GROUPED_K)
+
+/* What a warpgroup works on. */
+typedef struct math_state {
+    uint32_t a_low, b_low; /* descriptors of its operands in stage 0 */
+    tile_slot tile;
+    ring_place place;
+    bool ready; /* the stage at `place` is known to be there */
+} math_state;
+
+/* Until the stage at the current place is there. */
+DW_DEVICE void wait_for_stage(char *shared, math_state *m) {
+    if (m->ready) return;
+    mbarrier_wait_parity((uint64_t *)(shared + BARRIER_AT) + m->place.stage, m->place.phase);
+}
+
+/* One stage: its products, scaled, onto `sums`, which the first of a tile clears; without operands nothing more. The
+ * scales are read before the products are begun: read meanwhile, they would hold back some of the four instructions. */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, math_state *m, bool first,
+                              bool operands) {
+    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
+    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
+    const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
+    const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
+    const char *scales = shared + SCALE_AT + m->place.stage * STAGE_SCALE_BYTES;
+    const int group_offset = GROUPED == GROUPED_M ? m->tile.row % SCALES_PER_UNIT : 0;
+    const int a_scale_at = warpgroup % ROW_WARPGROUPS * (64 * SUB_M) + 16 * (thread / 32) + lane / 4 + group_offset;
+    const int b_scale_at = 2 * (lane % 4) * SCALE_BYTES;
+    float products[CHUNK_REGISTERS];
+    stage_scales s;
+#pragma unroll
+    for (int sub = 0; sub < SUBS; sub++) {
+        const int i_m = sub / SUB_N, i_n = sub % SUB_N;
+        if (sub == 0 && operands) {
+#pragma unroll
+            for (int i = 0; i < SUB_M; i++) {
+                s.a[i][0] = shared_scale(scales, a_scale_at + 64 * i);
+                s.a[i][1] = shared_scale(scales, a_scale_at + 64 * i + 8);
+            }
+#pragma unroll
+            for (int i = 0; i < SUB_N; i++)
+                s.b[i] = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i];
+        }
+        if (operands) multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
+        if (first)
+#pragma unroll
+            for (int i = 0; i < CHUNK_REGISTERS; i++)
+                sums[sub][i] = 0.0f;
+        if (operands) wgmma_wait_group_0();
+        const char *columns = scales + A_SCALE_BYTES + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
+        if (B_VECTOR && operands) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+        if (sub == SUBS - 1) {
+            __syncwarp();
+            const uint32_t to = shared_address(empty + m->place.stage);
+            if (CLUSTER > 1 && lane < CLUSTER) mbarrier_arrive_cluster(to, lane);
+            if (CLUSTER == 1 && lane == 0) mbarrier_arrive(to);
+            ring_advance(&m->place, K_SPLIT);
+            /* the answer comes while the sums are added */
+            m->ready = mbarrier_test_wait_parity(full + m->place.stage, m->place.phase);
+        }
+        if (!B_VECTOR && operands) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+    }
+}
+
+/* All tiles of a multiplying warpgroup. */
+DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
+    const int turn = warpgroup / ROW_WARPGROUPS;
+    const uint32_t rows = shared_address(shared) + warpgroup % ROW_WARPGROUPS * (64 * SUB_M * BLOCK_K);
+    math_state m;
+    m.a_low = wgmma_descriptor_low(rows);
+    m.b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
+    m.place.stage = turn;
+    m.place.phase = 0;
+    m.ready = false;
+    float sums[SUBS][CHUNK_REGISTERS];
+    for (;;) {
+        wait_for_stage(shared, &m);
+        m.tile = *(const tile_slot *)(shared + SCALE_AT + m.place.stage * STAGE_SCALE_BYTES + SLOT_AT);
+        const int k_blocks = uniform(m.tile.k_blocks);
+        if (k_blocks < 0) break;
+        if (!SOME_EMPTY || turn < k_blocks)
+            multiply_stage(sums, shared, warpgroup, &m, true, true);
+        else
+            multiply_stage(sums, shared, warpgroup, &m, true, false);
+        for (int kb = turn + K_SPLIT; kb < k_blocks; kb += K_SPLIT) {
+            wait_for_stage(shared, &m);
+            multiply_stage(sums, shared, warpgroup, &m, false, true);
+        }
+#if K_SPLIT > 1
+        if (k_blocks % K_SPLIT != 0 && turn >= k_blocks % K_SPLIT && k_blocks > K_SPLIT) {
+            wait_for_stage(shared, &m);
+            multiply_stage(sums, shared, warpgroup, &m, false, false);
+        }
+        reduce_tile(sums, shared, warpgroup);
+#endif
+        if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &m.tile);
+    }
+#if THROUGH_SHARED
+    if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
 #endif
 }
 
@@ -471,18 +570,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     /* What the kernel before this one in the stream wrote may be read, and what it read may be written, from here on.
      */
     griddepcontrol_wait();
-    const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
-    const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
-    const int step = gridDim.x / CLUSTER;
-    tile_walk walk;
-    tile_work work;
-    walk_start(&walk, &p, GROUPED, TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1),
-               TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1));
-#define FOR_EACH_TILE                                                                                                  \
-    for (int at = blockIdx.x / CLUSTER;                                                                                \
-         at < walk.total && (walk_to(&walk, &p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work), true); at += step)
-    ring_place place = {0, 0};
-
     if (warpgroup == MATH_WARPGROUPS) {
 #if MATH_WARPGROUPS == 4
         setmaxnreg_dec(40);
@@ -491,13 +578,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_dec(40);
 #endif
-        const int thread = threadIdx.x % WARPGROUP;
-        if (thread / 32 == 0) FOR_EACH_TILE
-        if (thread == 0) copy_tile(&p, shared, &work, rank, &place);
+        const int thread = threadIdx.x % WARPGROUP, warp = thread / 32;
+        if (warp < (B_VECTOR ? 1 : 2)) {
+            const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
+            const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+            const int step = gridDim.x / CLUSTER;
+            ring_place place = {0, 0};
+            tile_walk walk;
+            tile_work work;
+            walk_start(&walk, &p, GROUPED, TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1),
+                       TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1));
+            for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {
+                walk_to(&walk, &p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
 #if !B_VECTOR
-        if (thread / 32 == 1) FOR_EACH_TILE
-        copy_square_scales(&p, shared, &work, thread % 32, &place);
+                if (warp == 1) copy_square_scales(&p, shared, &work, thread % 32, &place);
 #endif
+                if (thread == 0) copy_tile(&p, shared, &work, rank, &place);
+            }
+            if (thread % 32 == 0) copy_end(shared, warp == 0, &place);
+            griddepcontrol_launch_dependents(); /* all is read: the next kernel may get ready */
+        }
     } else {
 #if MATH_WARPGROUPS == 4
         setmaxnreg_inc(104);
@@ -506,23 +606,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_inc(232);
 #endif
-        FOR_EACH_TILE {
-            float sums[SUBS][CHUNK_REGISTERS];
-#pragma unroll
-            for (int s = 0; s < SUBS; s++)
-#pragma unroll
-                for (int i = 0; i < CHUNK_REGISTERS; i++)
-                    sums[s][i] = 0.0f;
-            multiply_tile(sums, shared, &work, warpgroup, &place);
-#if K_SPLIT > 1
-            reduce_tile(sums, shared, warpgroup);
-            if (warpgroup >= ROW_WARPGROUPS) continue;
-#endif
-            write_tile(&p, sums, shared, warpgroup, &work);
-        }
-#if THROUGH_SHARED
-        if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
-#endif
+        multiply_tiles(&p, shared, warpgroup);
     }
 #if MULTICAST
     /* No block leaves while its neighbour may still write into it or arrive at its barriers. */

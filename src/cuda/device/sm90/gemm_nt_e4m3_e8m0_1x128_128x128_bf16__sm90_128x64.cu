@@ -3,9 +3,9 @@
 #define TILE_M 128
 #define TILE_N 64
 #define CHUNK_N 64
-#define MATH_WARPGROUPS 4
-#define K_SPLIT 2
-#define STAGES 7
+#define MATH_WARPGROUPS 2
+#define K_SPLIT 1
+#define STAGES 8
 #define MULTICAST 0
 #define SCALE_F32 0
 #define B_VECTOR 0

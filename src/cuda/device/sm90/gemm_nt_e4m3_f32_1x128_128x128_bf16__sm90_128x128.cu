@@ -5,11 +5,11 @@
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 2
 #define K_SPLIT 1
-#define STAGES 5
+#define STAGES 6
 #define MULTICAST 0
 #define SCALE_F32 1
 #define B_VECTOR 0
 #define OUT_F32 0
-#define STORE_BUFFERS 2
+#define STORE_BUFFERS 1
 #define GROUPED 0
 #include "sm90/gemm_block_scaled.cuh"

@@ -27,6 +27,14 @@ typedef struct tile_work {
     int group;
 } tile_work;
 
+#define TILE_SLOT_BYTES 16
+
+/* What the multiplying warps are told of a tile. */
+typedef struct __align__(16) tile_slot {
+    int row, column, row_end; /* of D */
+    int k_blocks;             /* -1: there are no more tiles */
+} tile_slot;
+
 /* The compiler takes what comes out of a shuffle for the same in all threads of a warp, which lets it keep what depends
  * on it in uniform registers: the descriptors of the products, above all. */
 DW_DEVICE int uniform(int value) {

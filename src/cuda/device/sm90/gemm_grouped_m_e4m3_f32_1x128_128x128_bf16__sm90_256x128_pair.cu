@@ -1,13 +1,13 @@
 /* A kernel of gemm_block_scaled.cuh; its row is in src/cuda/host/gemm_sm90.inc. */
-#define KERNEL gemm_grouped_m_e4m3_e8m0_1x128_128x128_bf16__sm90_128x256_pair
-#define TILE_M 128
-#define TILE_N 256
+#define KERNEL gemm_grouped_m_e4m3_f32_1x128_128x128_bf16__sm90_256x128_pair
+#define TILE_M 256
+#define TILE_N 128
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 2
 #define K_SPLIT 1
 #define STAGES 3
-#define MULTICAST MULTICAST_B
-#define SCALE_F32 0
+#define MULTICAST MULTICAST_A
+#define SCALE_F32 1
 #define B_VECTOR 0
 #define OUT_F32 0
 #define STORE_BUFFERS 4
