@@ -25,6 +25,7 @@ static void rows_fit_the_multiprocessor(void **state) {
         assert_int_equal(row->tile_m % (64 * row->warpgroups / row->k_split), 0);
         assert_true(row->tile_m <= 256 && row->tile_n <= 256); /* a copy's box */
         assert_true(row->stages >= 2);
+        assert_int_equal(row->stages % row->k_split, 0);
         for (size_t j = 0; j < i; j++)
             assert_string_not_equal(row->name, dw_gemm_sm90_get(j)->name);
     }

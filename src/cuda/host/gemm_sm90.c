@@ -90,13 +90,13 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     bool large = row->tile_m * row->tile_n == 128 * 256, three = row->warpgroups == 3;
-    double share = row->b_vector                             ? 0.60
-                   : three                                   ? 0.816
-                   : row->multicast                          ? 0.81
-                   : large                                   ? 0.795
-                   : row->tile_n == 128 && row->k_split == 1 ? 0.64
-                                                             : 0.5;
-    double written = three ? 1000 : large ? 1300 : 800;
+    bool pair = row->multicast != SHARES_NOTHING;
+    double share = row->b_vector                              ? 0.60
+                   : three                                    ? (pair ? 0.835 : 0.816)
+                   : large                                    ? (pair ? 0.81 : 0.795)
+                   : row->tile_m == 128 && row->tile_n == 128 ? 0.64
+                                                              : 0.5;
+    double written = three ? (pair ? 1700 : 1000) : large ? 1300 : 800;
     double a_rows = row->multicast == SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;

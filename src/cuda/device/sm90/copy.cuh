@@ -45,20 +45,6 @@ DW_DEVICE void fence_proxy_async(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* Whether the phase is over, without waiting. For asking early: mbarrier_wait_parity then only if it is not. */
-DW_DEVICE bool mbarrier_test_wait_parity(uint64_t *barrier, uint32_t parity) {
-    uint32_t done;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-    return done;
-}
-
 /* An arrival on the barrier that lies at `barrier` in block `rank` of the cluster. */
 DW_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
     asm volatile("{\n"

@@ -19,7 +19,8 @@
  * MATH_WARPGROUPS  1 to 4 that multiply; TILE_M is 64 times a multiple of MATH_WARPGROUPS / K_SPLIT
  * K_SPLIT          1, or how many warpgroups share the reduction of the same rows, a stage each in turn: where a
  *                  product has few rows it is not work that takes time but the way from one stage's sums to the next
- * STAGES           stages in shared memory
+ * STAGES           stages in shared memory, a multiple of K_SPLIT: a warpgroup that came back to a stage two rounds
+ *                  later would take the parity of the barrier's older phase for the newer one's
  * MULTICAST        0, MULTICAST_A (two blocks along N share A) or MULTICAST_B (two along M share B)
  * SCALE_F32        scales are FP32, else E8M0 codes
  * B_VECTOR         B has 1x128 blocks, else 128x128
@@ -63,6 +64,10 @@
 #define SCALE_AT (REDUCE_AT + REDUCE_BYTES)
 #define BARRIER_AT (SCALE_AT + STAGES * STAGE_SCALE_BYTES)
 #define SHARED_BYTES (BARRIER_AT + STAGES * 16)
+
+#if STAGES % K_SPLIT != 0
+#error "a stage must belong to one of the warpgroups that take turns"
+#endif
 
 #if SHARED_BYTES > 232448
 #error "more shared memory than a block may have"
@@ -441,103 +446,104 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 
 /* ---- multiplying ---- */
 
-/* Whether there are places in the ring without operands. */
-#define SOME_EMPTY (K_SPLIT > 1 || GROUPED == GROUPED_K)
-
-/* What a warpgroup works on. */
+/* A multiplying warpgroup's place in its work. */
 typedef struct math_state {
     uint32_t a_low, b_low; /* descriptors of its operands in stage 0 */
-    tile_slot tile;
     ring_place place;
-    bool ready; /* the stage at `place` is known to be there */
 } math_state;
 
-/* Until the stage at the current place is there. */
-DW_DEVICE void wait_for_stage(char *shared, math_state *m) {
-    if (m->ready) return;
-    mbarrier_wait_parity((uint64_t *)(shared + BARRIER_AT) + m->place.stage, m->place.phase);
+DW_DEVICE void wait_for_stage(char *shared, const ring_place *place) {
+    mbarrier_wait_parity((uint64_t *)(shared + BARRIER_AT) + place->stage, place->phase);
 }
 
-/* One stage: its products, scaled, onto `sums`, which the first of a tile clears; without operands nothing more. The
- * scales are read before the products are begun: read meanwhile, they would hold back some of the four instructions. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, math_state *m, bool first,
-                              bool operands) {
+/* The stage is read: it may be filled again. */
+DW_DEVICE void release_stage(char *shared, int stage) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t empty = shared_address((uint64_t *)(shared + BARRIER_AT) + STAGES + stage);
+    __syncwarp();
+    if (CLUSTER > 1 && lane < CLUSTER) mbarrier_arrive_cluster(empty, lane);
+    if (CLUSTER == 1 && lane == 0) mbarrier_arrive(empty);
+}
+
+/* One stage: its products, scaled, onto `sums`. The scales are read before the products are begun: read meanwhile, they
+ * would hold back some of the four instructions. */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int row, math_state *m) {
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
-    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
     const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
     const char *scales = shared + SCALE_AT + m->place.stage * STAGE_SCALE_BYTES;
-    const int group_offset = GROUPED == GROUPED_M ? m->tile.row % SCALES_PER_UNIT : 0;
+    const int group_offset = GROUPED == GROUPED_M ? row % SCALES_PER_UNIT : 0;
     const int a_scale_at = warpgroup % ROW_WARPGROUPS * (64 * SUB_M) + 16 * (thread / 32) + lane / 4 + group_offset;
     const int b_scale_at = 2 * (lane % 4) * SCALE_BYTES;
     float products[CHUNK_REGISTERS];
     stage_scales s;
 #pragma unroll
+    for (int i = 0; i < SUB_M; i++) {
+        s.a[i][0] = shared_scale(scales, a_scale_at + 64 * i);
+        s.a[i][1] = shared_scale(scales, a_scale_at + 64 * i + 8);
+    }
+#pragma unroll
+    for (int i = 0; i < SUB_N; i++)
+        s.b[i] = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i];
+#pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
         const int i_m = sub / SUB_N, i_n = sub % SUB_N;
-        if (sub == 0 && operands) {
-#pragma unroll
-            for (int i = 0; i < SUB_M; i++) {
-                s.a[i][0] = shared_scale(scales, a_scale_at + 64 * i);
-                s.a[i][1] = shared_scale(scales, a_scale_at + 64 * i + 8);
-            }
-#pragma unroll
-            for (int i = 0; i < SUB_N; i++)
-                s.b[i] = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i];
-        }
-        if (operands) multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
-        if (first)
-#pragma unroll
-            for (int i = 0; i < CHUNK_REGISTERS; i++)
-                sums[sub][i] = 0.0f;
-        if (operands) wgmma_wait_group_0();
+        multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
+        wgmma_wait_group_0();
         const char *columns = scales + A_SCALE_BYTES + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
-        if (B_VECTOR && operands) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
-        if (sub == SUBS - 1) {
-            __syncwarp();
-            const uint32_t to = shared_address(empty + m->place.stage);
-            if (CLUSTER > 1 && lane < CLUSTER) mbarrier_arrive_cluster(to, lane);
-            if (CLUSTER == 1 && lane == 0) mbarrier_arrive(to);
-            ring_advance(&m->place, K_SPLIT);
-            /* the answer comes while the sums are added */
-            m->ready = mbarrier_test_wait_parity(full + m->place.stage, m->place.phase);
-        }
-        if (!B_VECTOR && operands) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+        if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+        if (sub == SUBS - 1) release_stage(shared, m->place.stage);
+        if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
     }
 }
 
+/* Iterations of the loop over stages that are laid out one after the other: what one adds up is then mixed with asking
+ * for the next one's stage, and no branch stands between them. As many as the registers allow. */
+#if K_SPLIT > 1 || (MULTICAST && MATH_WARPGROUPS == 3) || (GROUPED == GROUPED_K && OUT_F32) || (B_VECTOR && !OUT_F32)
+#define UNROLLED_STAGES 1
+#elif GROUPED == GROUPED_K
+#define UNROLLED_STAGES 4
+#else
+#define UNROLLED_STAGES 8
+#endif
+
 /* All tiles of a multiplying warpgroup. */
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
-    const int turn = warpgroup / ROW_WARPGROUPS;
     const uint32_t rows = shared_address(shared) + warpgroup % ROW_WARPGROUPS * (64 * SUB_M * BLOCK_K);
+    const int turn = warpgroup / ROW_WARPGROUPS;
+    const int unrolled_stages = UNROLLED_STAGES; /* a pragma knows no macros */
     math_state m;
     m.a_low = wgmma_descriptor_low(rows);
     m.b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
     m.place.stage = turn;
     m.place.phase = 0;
-    m.ready = false;
-    float sums[SUBS][CHUNK_REGISTERS];
     for (;;) {
-        wait_for_stage(shared, &m);
-        m.tile = *(const tile_slot *)(shared + SCALE_AT + m.place.stage * STAGE_SCALE_BYTES + SLOT_AT);
-        const int k_blocks = uniform(m.tile.k_blocks);
+        wait_for_stage(shared, &m.place);
+        const tile_slot tile = *(const tile_slot *)(shared + SCALE_AT + m.place.stage * STAGE_SCALE_BYTES + SLOT_AT);
+        const int k_blocks = uniform(tile.k_blocks);
         if (k_blocks < 0) break;
-        if (!SOME_EMPTY || turn < k_blocks)
-            multiply_stage(sums, shared, warpgroup, &m, true, true);
-        else
-            multiply_stage(sums, shared, warpgroup, &m, true, false);
-        for (int kb = turn + K_SPLIT; kb < k_blocks; kb += K_SPLIT) {
-            wait_for_stage(shared, &m);
-            multiply_stage(sums, shared, warpgroup, &m, false, true);
+        float sums[SUBS][CHUNK_REGISTERS];
+#pragma unroll
+        for (int sub = 0; sub < SUBS; sub++)
+#pragma unroll
+            for (int i = 0; i < CHUNK_REGISTERS; i++)
+                sums[sub][i] = 0.0f;
+#pragma unroll unrolled_stages
+        for (int kb = turn; kb < k_blocks; kb += K_SPLIT) {
+            wait_for_stage(shared, &m.place);
+            multiply_stage(sums, shared, warpgroup, tile.row, &m);
+            ring_advance(&m.place, K_SPLIT);
+        }
+        /* this warpgroup's place without operands, if it has one */
+        if (places_of(k_blocks) - k_blocks > K_SPLIT - 1 - turn) {
+            wait_for_stage(shared, &m.place);
+            release_stage(shared, m.place.stage);
+            ring_advance(&m.place, K_SPLIT);
         }
 #if K_SPLIT > 1
-        if (k_blocks % K_SPLIT != 0 && turn >= k_blocks % K_SPLIT && k_blocks > K_SPLIT) {
-            wait_for_stage(shared, &m);
-            multiply_stage(sums, shared, warpgroup, &m, false, false);
-        }
         reduce_tile(sums, shared, warpgroup);
 #endif
-        if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &m.tile);
+        if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
     }
 #if THROUGH_SHARED
     if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);

@@ -5,7 +5,7 @@
 #define CHUNK_N 128
 #define MATH_WARPGROUPS 2
 #define K_SPLIT 2
-#define STAGES 7
+#define STAGES 6
 #define MULTICAST 0
 #define SCALE_F32 0
 #define B_VECTOR 0
