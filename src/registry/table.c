@@ -12,15 +12,11 @@
 #define STRIDED (BIT(DW_SCALE_ROW) | BIT(DW_SCALE_MN_MAJOR))
 #define LAYOUTS (STRIDED | BIT(DW_SCALE_TCGEN05))
 
-#define CUDA_QUANTIZE(name, target, orientation, block, sources, elements, roundings, layouts, priority, entry)
 #define CPU_QUANTIZE(name, isa, orientation, block, sources, elements, roundings, layouts, priority, entry)            \
     void entry(const dw_quantize_job *job, const dw_tile *tile);
 #define CPU_DEQUANTIZE(name, isa, blocks, targets, elements, layouts, priority, entry)                                 \
     void entry(const dw_dequantize_job *job, const dw_tile *tile);
 #include "registry/kernels.inc"
-#undef CPU_QUANTIZE
-#undef CPU_DEQUANTIZE
-#undef CUDA_QUANTIZE
 
 #define TARGET_REF "ref"
 #define TARGET_AVX2 "avx2"

@@ -23,6 +23,7 @@ static void rows_fit_the_multiprocessor(void **state) {
         assert_true(dw_gemm_sm90_shared_bytes(row) <= MOST_SHARED_BYTES);
         assert_int_equal(row->warpgroups % row->k_split, 0);
         assert_int_equal(row->tile_m % (64 * row->warpgroups / row->k_split), 0);
+        assert_int_equal(row->tile_n % row->chunk_n, 0);
         assert_true(row->tile_m <= 256 && row->tile_n <= 256); /* a copy's box */
         assert_true(row->stages >= 2);
         for (size_t j = 0; j < i; j++)

@@ -17,11 +17,12 @@ enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
 #define MULTICAST_A SHARES_A
 #define MULTICAST_B SHARES_B
 
-#define GEMM_SM90(name_, tile_m_, tile_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_, b_vector_,          \
-                  out_f32_, store_buffers_, grouped_)                                                                  \
+#define CUDA_GEMM(name_, tile_m_, tile_n_, chunk_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_,           \
+                  b_vector_, out_f32_, store_buffers_, grouped_)                                                       \
     {.name = #name_,                                                                                                   \
      .tile_m = tile_m_,                                                                                                \
      .tile_n = tile_n_,                                                                                                \
+     .chunk_n = chunk_n_,                                                                                              \
      .warpgroups = warpgroups_,                                                                                        \
      .k_split = k_split_,                                                                                              \
      .stages = stages_,                                                                                                \
@@ -32,16 +33,14 @@ enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
      .store_buffers = store_buffers_,                                                                                  \
      .grouping = DW_GEMM_GROUPED_##grouped_},
 static const dw_gemm_sm90_row rows[] = {
-#include "cuda/host/gemm_sm90.inc"
+#include "registry/kernels.inc"
 };
-#undef GEMM_SM90
 #define ROWS (sizeof rows / sizeof *rows)
 
-#define GEMM_SM90(name, ...) DW_CUDA_KERNEL("sm90/" #name, #name),
+#define CUDA_GEMM(name, ...) DW_CUDA_KERNEL("sm90/" #name, #name),
 static dw_cuda_kernel kernels[ROWS] = {
-#include "cuda/host/gemm_sm90.inc"
+#include "registry/kernels.inc"
 };
-#undef GEMM_SM90
 
 _Static_assert(sizeof(dw_gemm_sm90_map) == sizeof(dw_cu_tensor_map), "the kernels' tensor map is the driver's");
 

@@ -22,10 +22,10 @@ typedef struct dw_gemm_sm90_shape {
     bool out_f32;   /* else BF16 */
 } dw_gemm_sm90_shape;
 
-/* Parameters of a kernel: those of src/cuda/device/sm90/<name>.cu. */
+/* Parameters of a kernel: its row in src/registry/kernels.inc. */
 typedef struct dw_gemm_sm90_row {
     const char *name;
-    int tile_m, tile_n, warpgroups, k_split, stages, multicast;
+    int tile_m, tile_n, chunk_n, warpgroups, k_split, stages, multicast;
     bool scale_f32, b_vector, out_f32;
     int store_buffers;
     dw_gemm_grouping grouping;
