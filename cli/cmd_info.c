@@ -76,7 +76,7 @@ static const char *orientation_name(int value) {
 }
 
 static json_t *kernel_json(const dw_kernel_info *info) {
-    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:b, s:s}", "name", info->name, "target",
+    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:b, s:s, s:s}", "name", info->name, "target",
                      info->target, "operation", dw_operation_name(info->operation), "orientations",
                      mask_json(info->orientations, DW_ORIENT_COUNT, orientation_name), "sources",
                      mask_json(info->sources, DW_DTYPE_COUNT, dtype_name), "elements",
@@ -84,7 +84,7 @@ static json_t *kernel_json(const dw_kernel_info *info) {
                      mask_json(info->blocks, DW_BLOCK_COUNT, block_name), "roundings",
                      mask_json(info->roundings, DW_ROUND_COUNT, rounding_name), "layouts",
                      mask_json(info->layouts, DW_SCALE_LAYOUT_COUNT, layout_name), "priority", info->priority,
-                     "available", info->available, "reason", info->reason);
+                     "available", info->available, "reason", info->reason, "form", info->form);
 }
 
 static int print_json(const machine_facts *facts) {
@@ -122,17 +122,25 @@ static int print_json(const machine_facts *facts) {
     return cli_finish(CLI_OK);
 }
 
+static void print_serves(const dw_kernel_info *info, const char *serves) {
+    if (info->available)
+        printf("  %-40s  %s\n", info->name, serves);
+    else
+        printf("  %-40s  not available: %s\n", info->name, info->reason);
+}
+
 static void print_kernel(const dw_kernel_info *info) {
     char serves[160] = "";
+    if (*info->form) {
+        print_serves(info, info->form);
+        return;
+    }
     append_mask(serves, sizeof serves, info->sources, DW_DTYPE_COUNT, dtype_name);
     strncat(serves, info->operation == DW_OP_QUANTIZE ? " -> " : " <- ", sizeof serves - strlen(serves) - 1);
     append_mask(serves, sizeof serves, info->elements, DW_DTYPE_COUNT, dtype_name);
     strncat(serves, "  scales ", sizeof serves - strlen(serves) - 1);
     append_mask(serves, sizeof serves, info->layouts, DW_SCALE_LAYOUT_COUNT, layout_name);
-    if (info->available)
-        printf("  %-40s  %s\n", info->name, serves);
-    else
-        printf("  %-40s  not available: %s\n", info->name, info->reason);
+    print_serves(info, serves);
 }
 
 static int print_text(const machine_facts *facts) {

@@ -11,8 +11,9 @@ static const char help[] =
     "Usage: deepwell selftest [FILTER] [OPTIONS]\n"
     "\n"
     "Runs every available kernel, this machine's GPU's too, against the scalar reference: all formats that it serves,\n"
-    "edge shapes, random and adversarial data. FILTER is part of a kernel's name, or a pattern such as "
-    "'quantize_*__avx2'.\n"
+    "edge shapes, random and adversarial data. Matrix kernels run against sums in double precision: integers must be\n"
+    "exact, random numbers within what the tensor core's arithmetic costs. FILTER is part of a kernel's name, or a\n"
+    "pattern such as 'quantize_*__avx2'.\n"
     "\n"
     "Options:\n"
     "  --gpu N     the GPU to use (default: the first that the kernel is for)\n"
@@ -61,8 +62,9 @@ static int run_row(dw_context *context, size_t index, const dw_kernel_info *info
         printf("%-40s  %8" PRId64 " cases  %6.2f s  ok\n", info->name, result.cases, seconds);
     } else if (status == DW_ERROR_SELFTEST) {
         tally->failed++;
-        printf("%-40s  %8" PRId64 " cases  %6.2f s  FAILED: %" PRId64 " bytes differ, first: %s\n", info->name,
-               result.cases, seconds, result.mismatches, result.first_mismatch);
+        printf("%-40s  %8" PRId64 " cases  %6.2f s  FAILED: %" PRId64 " %s differ, first: %s\n", info->name,
+               result.cases, seconds, result.mismatches, info->operation == DW_OP_GEMM ? "elements" : "bytes",
+               result.first_mismatch);
     } else {
         return cli_library_error();
     }

@@ -23,6 +23,10 @@ Every kernel is a row of `src/registry/kernels.inc`. Among the available rows th
 highest priority runs; `deepwell info` tells which are available on this machine and why others are not, and
 `deepwell selftest` proves them against the reference. [Adding a kernel](adding-a-kernel.md) explains the names.
 """
+MATRIX_HEAD = """
+Matrix kernels multiply; of those that serve a product the one with the least predicted time runs
+([matrix products](gemm.md)). Their self-test compares with sums in double precision.
+"""
 COLUMNS = (
     ("orientations", "orientation"),
     ("sources", "high-precision side"),
@@ -37,11 +41,17 @@ def page() -> str:
     rows = _core.kernels()
     lines = [HEAD]
     for operation in dict.fromkeys(row["operation"] for row in rows):
-        heads = ["kernel", "target", *(title for _, title in COLUMNS), "priority"]
-        lines += [f"## {operation}", "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        matrix = operation == "gemm"
+        titles = ["elements", "form", "result"] if matrix else [*(title for _, title in COLUMNS), "priority"]
+        heads = ["kernel", "target", *titles]
+        lines += [f"## {operation}", *([MATRIX_HEAD] if matrix else [""])]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for row in (row for row in rows if row["operation"] == operation):
-            cells = [", ".join(row[key]) or "any" for key, _ in COLUMNS]
-            lines.append("| " + " | ".join([f"`{row['name']}`", row["target"], *cells, str(row["priority"])]) + " |")
+            if matrix:
+                cells = [", ".join(row["elements"]), row["form"], ", ".join(row["sources"])]
+            else:
+                cells = [*(", ".join(row[key]) or "any" for key, _ in COLUMNS), str(row["priority"])]
+            lines.append("| " + " | ".join([f"`{row['name']}`", row["target"], *cells]) + " |")
         lines.append("")
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-typedef enum dw_operation { DW_OP_QUANTIZE = 0, DW_OP_DEQUANTIZE = 1, DW_OP_COUNT } dw_operation;
+typedef enum dw_operation { DW_OP_QUANTIZE = 0, DW_OP_DEQUANTIZE = 1, DW_OP_GEMM = 2, DW_OP_COUNT } dw_operation;
 
 /* Which results a quantization writes. */
 typedef enum dw_orientation {
@@ -18,8 +18,10 @@ typedef enum dw_orientation {
     DW_ORIENT_COUNT
 } dw_orientation;
 
-/* A row of the table as users see it. Masks have bit (1u << value) set for each value of the enumeration served. All
- * strings have static storage or live as long as the context. */
+/* A row of the table as users see it. Matrix kernels (gemm) have no orientations and roundings: `sources` is the type
+ * of the result, `blocks` are those of both operands, and `layouts` is 0 when the scales are FP32. Masks have bit (1u
+ * << value) set for each value of the enumeration served. All strings have static storage or live as long as the
+ * context. */
 typedef struct dw_kernel_info {
     const char *name;   /* grammar: operation_orientation_block__target, see docs/adding-a-kernel.md */
     const char *target; /* "ref", "avx2", "avx512", "sm90", "sm100" */
@@ -30,10 +32,12 @@ typedef struct dw_kernel_info {
     uint32_t blocks;       /* of dw_block */
     uint32_t roundings;    /* of dw_rounding */
     uint32_t layouts;      /* of dw_scale_layout */
-    int priority;          /* among available rows that serve a request the highest runs; ties go to the later row */
+    int priority;          /* among available rows that serve a request the highest runs; ties go to the later row. Of
+                              matrix kernels the one with the least predicted time runs. */
     bool available;
     const char *reason; /* why not, when not available; "" otherwise */
     int alignment;      /* bytes the high-precision side must be aligned to; 0: its elements' size */
+    const char *form;   /* of a matrix kernel: operands, scales, groups and tile in words; else "" */
 } dw_kernel_info;
 
 DW_API const char *dw_operation_name(dw_operation operation);
@@ -56,10 +60,10 @@ typedef struct dw_request {
     int32_t alignment; /* bytes that addresses and rows of the high-precision side are multiples of; 0: 256 */
 } dw_request;
 
-/* Which row serves the request: writes its index. When `explanation` is not NULL, up to `capacity` bytes (terminated)
- * of text go there: one line for each candidate row of the operation, chosen or rejected, with the reason. Errors:
- * UNSUPPORTED when no row serves it (the text says why), which on the CPU
- * includes spec.transposed_square: dw_quantize uses two rows for it there, one for each result. */
+/* Which row serves the request, a quantization or dequantization: writes its index. When `explanation` is not NULL, up
+ * to `capacity` bytes (terminated) of text go there: one line for each candidate row of the operation, chosen or
+ * rejected, with the reason. Errors: UNSUPPORTED when no row serves it (the text says why), which on the CPU includes
+ * spec.transposed_square: dw_quantize uses two rows for it there, one for each result. */
 DW_API dw_status dw_dispatch(const dw_context *context, const dw_request *request, size_t *index, char *explanation,
                              size_t capacity);
 
@@ -73,7 +77,7 @@ DW_API dw_status dw_dequantize_with(dw_context *context, size_t kernel, const dw
 
 typedef struct dw_selftest_result {
     int64_t cases;            /* format, shape and data combinations run */
-    int64_t mismatches;       /* bytes that differ from the reference */
+    int64_t mismatches;       /* bytes, of a matrix kernel elements, that differ from the reference */
     char first_mismatch[192]; /* the first differing case, with its seed, in words; "" when none */
 } dw_selftest_result;
 
@@ -82,10 +86,10 @@ typedef struct dw_selftest_result {
  * Errors: SELFTEST on any difference, UNSUPPORTED when the row is not available here or is a GPU's. */
 DW_API dw_status dw_kernel_selftest(dw_context *context, size_t kernel, uint64_t seed, dw_selftest_result *result);
 
-/* The same for a row of a GPU: the cases run on `device` in `workspace`, device memory of the caller, at least
- * dw_kernel_selftest_workspace() bytes and 16-byte aligned, on `stream`. Copies and waits for the stream: the one
- * function of the library that does, but for first uses (dw_quantize). Errors: as dw_kernel_selftest, and
- * INVALID_ARGUMENT, DEVICE. */
+/* The same for a row of a GPU (a matrix kernel against sums in double precision): the cases run on `device` in
+ * `workspace`, device memory of the caller, at least dw_kernel_selftest_workspace() bytes and 16-byte aligned, on
+ * `stream`. Copies and waits for the stream: the one function of the library that does, but for first uses
+ * (dw_quantize). Errors: as dw_kernel_selftest, and INVALID_ARGUMENT, DEVICE. */
 DW_API size_t dw_kernel_selftest_workspace(void);
 DW_API dw_status dw_kernel_selftest_cuda(dw_context *context, size_t kernel, uint64_t seed, int device, void *workspace,
                                          size_t workspace_bytes, void *stream, dw_selftest_result *result);

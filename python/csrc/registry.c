@@ -32,7 +32,7 @@ static PyObject *mask_names(uint32_t mask, int count, const char *(*name)(int)) 
 }
 
 static PyObject *kernel_dict(const dw_kernel_info *info) {
-    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:N,s:N,s:N,s:N,s:i,s:N,s:s,s:i}", "name", info->name, "target",
+    return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:N,s:N,s:N,s:N,s:i,s:N,s:s,s:i,s:s}", "name", info->name, "target",
                          info->target, "operation", dw_operation_name(info->operation), "orientations",
                          mask_names(info->orientations, DW_ORIENT_COUNT, orientation_name), "sources",
                          mask_names(info->sources, DW_DTYPE_COUNT, dtype_name), "elements",
@@ -41,7 +41,7 @@ static PyObject *kernel_dict(const dw_kernel_info *info) {
                          mask_names(info->roundings, DW_ROUND_COUNT, rounding_name), "layouts",
                          mask_names(info->layouts, DW_SCALE_LAYOUT_COUNT, layout_name), "priority", info->priority,
                          "available", PyBool_FromLong(info->available), "reason", info->reason, "alignment",
-                         info->alignment);
+                         info->alignment, "form", info->form);
 }
 
 PyObject *core_kernels(PyObject *module, PyObject *unused) {

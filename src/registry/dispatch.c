@@ -94,7 +94,7 @@ static void explain(const dw_context *context, const dw_request *request, const 
 }
 
 static dw_status check_request(const dw_request *request) {
-    if ((unsigned)request->operation >= DW_OP_COUNT)
+    if (request->operation != DW_OP_QUANTIZE && request->operation != DW_OP_DEQUANTIZE)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "request.operation is %d; expected quantize or dequantize (0 or 1)",
                        (int)request->operation);
     if ((unsigned)request->orientation >= DW_ORIENT_COUNT)

@@ -86,7 +86,7 @@ static dw_status check(const dw_plugin_kernel *kernel) {
                        kernel->size, sizeof *kernel, dw_version());
     DW_TRY(check_name(kernel));
     bool quantizes = kernel->operation == DW_OP_QUANTIZE;
-    if ((unsigned)kernel->operation >= DW_OP_COUNT ||
+    if ((!quantizes && kernel->operation != DW_OP_DEQUANTIZE) ||
         !(quantizes ? (void *)kernel->quantize : (void *)kernel->dequantize))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel %s has no function for its operation", kernel->name);
     if (kernel->device_type != DW_DEVICE_CPU)
@@ -122,6 +122,7 @@ static void fill(plugin_row *made, const dw_plugin_kernel *kernel) {
                                          .layouts = kernel->layouts,
                                          .priority = kernel->priority,
                                          .reason = "",
+                                         .form = "",
                                          .alignment = kernel->alignment},
                                 .device_type = kernel->device_type,
                                 .plugin = &made->kernel};

@@ -4,11 +4,10 @@
 #include <stdio.h>
 
 #include "core/status.h"
+#include "cuda/host/gemm_sm90.h"
 #include "cuda/host/scratch.h"
 #include "registry/proof_file.h"
 #include "registry/table.h"
-
-enum { UNKNOWN = 0, TRUSTED = 1, REFUTED = 2 };
 
 /* The data need not differ between runs: `deepwell selftest` draws new data each time. */
 enum { SEED = 20 };
@@ -23,65 +22,105 @@ static atomic_uchar *known_of(const dw_kernel_row *row, const dw_request *reques
 
 bool dw_row_refuted(const dw_kernel_row *row, const dw_request *request) {
     atomic_uchar *known = known_of(row, request);
-    return known && atomic_load_explicit(known, memory_order_relaxed) == REFUTED;
+    return known && atomic_load_explicit(known, memory_order_relaxed) == DW_PROOF_REFUTED;
 }
 
-static dw_status run_selftest(dw_context *context, const dw_kernel_row *row, const dw_request *request,
-                              dw_selftest_result *result) {
+/* What is to be proved: a quantizing row for the types of a request, or a matrix kernel. */
+typedef struct subject {
+    int device;
+    dw_context *context;
+    const dw_kernel_row *row;
+    const dw_request *request;
+    size_t gemm;      /* without a request */
+    char key[128];    /* in the file */
+    char title[128];  /* in a warning */
+    const char *unit; /* what its mismatches are */
+} subject;
+
+static dw_status run_selftest(const subject *s, dw_selftest_result *result) {
     dw_cuda_scratch scratch;
-    DW_TRY(dw_cuda_scratch_open(request->device_id, dw_kernel_selftest_workspace(), &scratch));
-    const dw_selftest_device device = {request->device_id, (void *)(uintptr_t)scratch.memory, scratch.stream};
-    const dw_selftest_part part = {request->source, request->spec.element};
-    dw_status status = dw_row_selftest_cuda(context, row, &part, SEED, &device, result);
+    DW_TRY(dw_cuda_scratch_open(s->device, dw_kernel_selftest_workspace(), &scratch));
+    const dw_selftest_device device = {s->device, (void *)(uintptr_t)scratch.memory, scratch.stream};
+    dw_status status;
+    if (s->request) {
+        const dw_selftest_part part = {s->request->source, s->request->spec.element};
+        status = dw_row_selftest_cuda(s->context, s->row, &part, SEED, &device, result);
+    } else {
+        status = dw_gemm_selftest(s->gemm, true, SEED, &device, result);
+    }
     dw_cuda_scratch_close(&scratch);
     return status;
 }
 
 /* Finds out, with the lock held. What is to be said about it goes into `warning`. */
-static unsigned char find_out(dw_context *context, const dw_kernel_row *row, const dw_request *request, char *warning,
-                              size_t capacity) {
-    const char *source = dw_dtype_name(request->source), *element = dw_dtype_name(request->spec.element);
-    char key[128];
-    snprintf(key, sizeof key, "%s %s %s", row->info.name, source, element);
+static unsigned char find_out(const subject *s, char *warning, size_t capacity) {
     dw_proof_file file;
-    const bool has_file = dw_proof_file_of(request->device_id, &file);
-    if (has_file && dw_proof_file_has(&file, key)) return TRUSTED;
+    const bool has_file = dw_proof_file_of(s->device, &file);
+    if (has_file && dw_proof_file_has(&file, s->key)) return DW_PROOF_TRUSTED;
     dw_selftest_result result = {0};
-    switch (run_selftest(context, row, request, &result)) {
+    switch (run_selftest(s, &result)) {
     case DW_OK:
-        if (has_file) dw_proof_file_add(&file, key);
-        return TRUSTED;
+        if (has_file) dw_proof_file_add(&file, s->key);
+        return DW_PROOF_TRUSTED;
     case DW_ERROR_SELFTEST:
         snprintf(warning, capacity,
-                 "kernel %s (%s to %s) failed its self-test on GPU %d and is not used there: %lld bytes differ from "
-                 "the reference, first %s; `deepwell selftest` tells more",
-                 row->info.name, source, element, request->device_id, (long long)result.mismatches,
-                 result.first_mismatch);
-        return REFUTED;
+                 "kernel %s failed its self-test on GPU %d and is not used there: %lld %s differ from the reference, "
+                 "first %s; `deepwell selftest` tells more",
+                 s->title, s->device, (long long)result.mismatches, s->unit, result.first_mismatch);
+        return DW_PROOF_REFUTED;
     default:
-        snprintf(warning, capacity,
-                 "kernel %s (%s to %s) is used on GPU %d without its self-test, which could not run: %s",
-                 row->info.name, source, element, request->device_id, dw_last_error());
-        return TRUSTED;
+        snprintf(warning, capacity, "kernel %s is used on GPU %d without its self-test, which could not run: %s",
+                 s->title, s->device, dw_last_error());
+        return DW_PROOF_TRUSTED;
     }
+}
+
+static bool prove(atomic_uchar *known, const subject *s) {
+    char warning[1024] = "", last_error[1024];
+    snprintf(last_error, sizeof last_error, "%s", dw_last_error());
+    pthread_mutex_lock(&proving);
+    unsigned char state = atomic_load_explicit(known, memory_order_relaxed);
+    if (state == DW_PROOF_UNKNOWN) {
+        state = find_out(s, warning, sizeof warning);
+        atomic_store_explicit(known, state, memory_order_release);
+    }
+    pthread_mutex_unlock(&proving);
+    dw_fail(DW_OK, "%s", last_error); /* what failed here is not the caller's failure */
+    if (*warning) dw_warn("%s", warning);
+    return state == DW_PROOF_TRUSTED;
 }
 
 bool dw_row_prove(dw_context *context, const dw_kernel_row *row, const dw_request *request) {
     atomic_uchar *known = known_of(row, request);
     if (!known) return true;
     unsigned char state = atomic_load_explicit(known, memory_order_acquire);
-    if (state != UNKNOWN) return state == TRUSTED;
+    if (state != DW_PROOF_UNKNOWN) return state == DW_PROOF_TRUSTED;
+    subject s = {.device = request->device_id, .context = context, .row = row, .request = request, .unit = "bytes"};
+    const char *source = dw_dtype_name(request->source), *element = dw_dtype_name(request->spec.element);
+    snprintf(s.key, sizeof s.key, "%s %s %s", row->info.name, source, element);
+    snprintf(s.title, sizeof s.title, "%s (%s to %s)", row->info.name, source, element);
+    return prove(known, &s);
+}
 
-    char warning[1024] = "", last_error[1024];
-    snprintf(last_error, sizeof last_error, "%s", dw_last_error());
-    pthread_mutex_lock(&proving);
-    state = atomic_load_explicit(known, memory_order_relaxed);
-    if (state == UNKNOWN) {
-        state = find_out(context, row, request, warning, sizeof warning);
-        atomic_store_explicit(known, state, memory_order_release);
-    }
-    pthread_mutex_unlock(&proving);
-    dw_fail(DW_OK, "%s", last_error); /* what failed here is not the caller's failure */
-    if (*warning) dw_warn("%s", warning);
-    return state == TRUSTED;
+/* ---- matrix kernels ---- */
+
+#define CUDA_GEMM(...) +1
+enum {
+    GEMMS = 0
+#include "registry/kernels.inc"
+};
+static atomic_uchar gemms[DW_PROOF_DEVICES][GEMMS];
+
+const atomic_uchar *dw_gemm_proofs(int device) {
+    return device >= 0 && device < DW_PROOF_DEVICES ? gemms[device] : NULL;
+}
+
+bool dw_gemm_row_prove(size_t gemm, int device) {
+    if (!dw_gemm_proofs(device)) return true;
+    unsigned char state = atomic_load_explicit(&gemms[device][gemm], memory_order_acquire);
+    if (state != DW_PROOF_UNKNOWN) return state == DW_PROOF_TRUSTED;
+    subject s = {.device = device, .gemm = gemm, .unit = "elements"};
+    snprintf(s.key, sizeof s.key, "%s", dw_gemm_sm90_get(gemm)->name);
+    snprintf(s.title, sizeof s.title, "%s", s.key);
+    return prove(&gemms[device][gemm], &s);
 }

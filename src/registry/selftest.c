@@ -347,13 +347,15 @@ dw_status dw_row_selftest(dw_context *context, const dw_kernel_row *row, uint64_
 }
 
 size_t dw_kernel_selftest_workspace(void) {
-    return (size_t)KERNEL_BUFFERS * BUFFER;
+    const size_t quantize = (size_t)KERNEL_BUFFERS * BUFFER, gemm = dw_gemm_selftest_workspace();
+    return quantize > gemm ? quantize : gemm;
 }
 
 dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, const dw_selftest_part *part,
                                uint64_t seed, const dw_selftest_device *device, dw_selftest_result *result) {
     *result = (dw_selftest_result){0};
     DW_TRY(check_available(context, row));
+    if (row->info.operation == DW_OP_GEMM) return dw_gemm_selftest(row->entry.gemm, false, seed, device, result);
     if (row->device_type != DW_DEVICE_CUDA || row->info.operation != DW_OP_QUANTIZE)
         return dw_fail(DW_ERROR_UNSUPPORTED, "kernel %s does not quantize on a GPU; test it with dw_kernel_selftest",
                        row->info.name);

@@ -12,15 +12,17 @@
 #define STRIDED (BIT(DW_SCALE_ROW) | BIT(DW_SCALE_MN_MAJOR))
 #define LAYOUTS (STRIDED | BIT(DW_SCALE_TCGEN05))
 
-#define CUDA_QUANTIZE(name, target, orientation, block, sources, elements, roundings, layouts, priority, entry)
 #define CPU_QUANTIZE(name, isa, orientation, block, sources, elements, roundings, layouts, priority, entry)            \
     void entry(const dw_quantize_job *job, const dw_tile *tile);
 #define CPU_DEQUANTIZE(name, isa, blocks, targets, elements, layouts, priority, entry)                                 \
     void entry(const dw_dequantize_job *job, const dw_tile *tile);
 #include "registry/kernels.inc"
-#undef CPU_QUANTIZE
-#undef CPU_DEQUANTIZE
-#undef CUDA_QUANTIZE
+
+/* The index of each matrix kernel in gemm_sm90.h's list. */
+enum {
+#define CUDA_GEMM(name, ...) INDEX_##name,
+#include "registry/kernels.inc"
+};
 
 #define TARGET_REF "ref"
 #define TARGET_AVX2 "avx2"
@@ -28,22 +30,52 @@
 
 #define CPU_QUANTIZE(name, isa_, orientation, block, sources, elements, roundings, layouts, priority, entry_)          \
     {.info = {#name, TARGET_##isa_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements,                   \
-              BIT(DW_BLOCK_##block), roundings, layouts, priority, false, "", 1},                                      \
+              BIT(DW_BLOCK_##block), roundings, layouts, priority, false, "", 1, ""},                                  \
      .device_type = DW_DEVICE_CPU,                                                                                     \
      .isa = DW_ISA_##isa_,                                                                                             \
      .entry.cpu_quantize = entry_},
 #define CPU_DEQUANTIZE(name, isa_, blocks, targets, elements, layouts, priority, entry_)                               \
     {.info = {#name, TARGET_##isa_, DW_OP_DEQUANTIZE, BIT(DW_ORIENT_ROW), targets, elements, blocks, ROUNDINGS,        \
-              layouts, priority, false, "", 1},                                                                        \
+              layouts, priority, false, "", 1, ""},                                                                    \
      .device_type = DW_DEVICE_CPU,                                                                                     \
      .isa = DW_ISA_##isa_,                                                                                             \
      .entry.cpu_dequantize = entry_},
 #define CUDA_QUANTIZE(name, target_, orientation, block, sources, elements, roundings, layouts, priority, entry_)      \
     {.info = {#name, target_, DW_OP_QUANTIZE, BIT(DW_ORIENT_##orientation), sources, elements, BIT(DW_BLOCK_##block),  \
-              roundings, layouts, priority, false, "", 0},                                                             \
+              roundings, layouts, priority, false, "", 0, ""},                                                         \
      .device_type = DW_DEVICE_CUDA,                                                                                    \
      .proofs = &(dw_row_proofs){.known = {{{0}}}},                                                                     \
      .entry = {.launch_quantize = entry_}},
+
+#define B_BLOCK_0 DW_BLOCK_128X128
+#define B_BLOCK_1 DW_BLOCK_1X128
+#define B_TEXT_0 "128x128"
+#define B_TEXT_1 "1x128"
+#define SCALES_0 "e8m0"
+#define SCALES_1 "f32"
+#define SCALE_LAYOUTS_0 BIT(DW_SCALE_MN_MAJOR)
+#define SCALE_LAYOUTS_1 0
+#define RESULT_0 BIT(DW_BF16)
+#define RESULT_1 BIT(DW_F32)
+#define GROUPS_NONE ""
+#define GROUPS_M ", rows in groups"
+#define GROUPS_K ", reduction in groups"
+#define CUDA_GEMM(name_, tile_m, tile_n, chunk_n, warpgroups, k_split, stages, multicast, scale_f32, b_vector,         \
+                  out_f32, store_buffers, grouped)                                                                     \
+    {.info = {.name = #name_,                                                                                          \
+              .target = "sm90",                                                                                        \
+              .operation = DW_OP_GEMM,                                                                                 \
+              .sources = RESULT_##out_f32,                                                                             \
+              .elements = BIT(DW_E4M3),                                                                                \
+              .blocks = BIT(DW_BLOCK_1X128) | BIT(B_BLOCK_##b_vector),                                                 \
+              .layouts = SCALE_LAYOUTS_##scale_f32,                                                                    \
+              .priority = 20,                                                                                          \
+              .reason = "",                                                                                            \
+              .alignment = 16,                                                                                         \
+              .form = "1x128 by " B_TEXT_##b_vector ", " SCALES_##scale_f32 " scales" GROUPS_##grouped                 \
+              ", tile " #tile_m "x" #tile_n},                                                                          \
+     .device_type = DW_DEVICE_CUDA,                                                                                    \
+     .entry = {.gemm = INDEX_##name_}},
 const dw_kernel_row dw_kernel_table[] = {
 #include "registry/kernels.inc"
 };
@@ -53,6 +85,7 @@ const char *dw_operation_name(dw_operation operation) {
     switch (operation) {
     case DW_OP_QUANTIZE: return "quantize";
     case DW_OP_DEQUANTIZE: return "dequantize";
+    case DW_OP_GEMM: return "gemm";
     case DW_OP_COUNT: break;
     }
     return "?";

@@ -23,6 +23,7 @@ static void rows_fit_the_multiprocessor(void **state) {
         assert_true(dw_gemm_sm90_shared_bytes(row) <= MOST_SHARED_BYTES);
         assert_int_equal(row->warpgroups % row->k_split, 0);
         assert_int_equal(row->tile_m % (64 * row->warpgroups / row->k_split), 0);
+        assert_int_equal(row->tile_n % row->chunk_n, 0);
         assert_true(row->tile_m <= 256 && row->tile_n <= 256); /* a copy's box */
         assert_true(row->stages >= 2);
         assert_int_equal(row->stages % row->k_split, 0);
@@ -55,7 +56,7 @@ static void every_form_has_a_kernel(void **state) {
                                         .scale_f32 = bits & 1,
                                         .b_vector = bits & 2,
                                         .out_f32 = bits & 4};
-            int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS);
+            int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
             bool offered = grouping != DW_GEMM_GROUPED_M || !(shape.b_vector || shape.out_f32);
             assert_int_equal(chosen >= 0, offered);
             if (!offered) continue;
@@ -69,7 +70,7 @@ static void every_form_has_a_kernel(void **state) {
 
 static const dw_gemm_sm90_row *chosen_for(int64_t m, int64_t n, int64_t k) {
     dw_gemm_sm90_shape shape = {.m = m, .n = n, .k = k, .groups = 1, .scale_f32 = true};
-    int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS);
+    int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
     assert_true(chosen >= 0);
     return dw_gemm_sm90_get((size_t)chosen);
 }

@@ -14,8 +14,10 @@ static void rows_are_well_formed(void **state) {
     for (size_t i = 0; i < count; i++) {
         dw_kernel_info info;
         ASSERT_OK(dw_kernel_get(context, i, &info));
-        assert_true(info.sources && info.elements && info.blocks && info.roundings && info.layouts &&
-                    info.orientations);
+        assert_true(info.sources && info.elements && info.blocks);
+        const bool multiplies = info.operation == DW_OP_GEMM;
+        if (!multiplies) assert_true(info.roundings && info.layouts && info.orientations);
+        assert_int_equal(*info.form != 0, multiplies);
         assert_int_equal(info.available, !*info.reason);
         /* operation[_orientation_block]__target */
         char wanted[96];
@@ -23,7 +25,7 @@ static void rows_are_well_formed(void **state) {
             snprintf(wanted, sizeof wanted, "quantize_%s_%s__%s",
                      dw_orientation_name((dw_orientation)__builtin_ctz(info.orientations)),
                      dw_block_name((dw_block)__builtin_ctz(info.blocks)), info.target);
-        else
+        else if (info.operation == DW_OP_DEQUANTIZE)
             snprintf(wanted, sizeof wanted, "dequantize__%s", info.target);
         if (strncmp(info.target, "sm", 2) != 0) assert_string_equal(info.name, wanted);
         for (size_t j = 0; j < i; j++)

@@ -4,6 +4,7 @@
 
 #include "cuda/host/gemm_plan.h"
 #include "cuda/host/gemm_sm90.h"
+#include "cuda/host/images.h"
 #include "cuda/host/launch.h"
 
 #define DECODE_THREADS 256
@@ -82,32 +83,43 @@ static dw_status backend_of(const dw_gemm_args *args, dw_gemm_backend *backend) 
     return DW_OK;
 }
 
-/* Whether the project's own kernels run it; `*multiprocessors` is then set. UNSUPPORTED when they must and cannot. */
+/* The product as one of the project's own kernels runs it. */
+typedef struct own_product {
+    dw_gemm_sm90_call call;
+    int row; /* -1: cuBLASLt runs it, and nothing else here is set */
+    int multiprocessors;
+} own_product;
+
+/* Which of the project's own kernels runs it: `forced`, if not negative. UNSUPPORTED when one must and none can. */
 static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
-                            bool *own, int *multiprocessors) {
-    *own = false;
-    dw_gemm_backend backend;
-    DW_TRY(backend_of(args, &backend));
+                            int forced, own_product *own) {
+    own->row = -1;
+    dw_gemm_backend backend = DW_GEMM_OWN;
+    if (forced < 0) DW_TRY(backend_of(args, &backend));
     if (backend == DW_GEMM_CUBLASLT) return DW_OK;
     const char *refusal = dw_gemm_sm90_refusal(args, problem);
+    if (!*refusal && dw_cuda_image_total == 0) refusal = "this build holds no device code";
     if (!*refusal) {
         int capability = 0;
-        DW_TRY(dw_gemm_sm90_device(scope, &capability, multiprocessors));
+        DW_TRY(dw_gemm_sm90_device(scope, &capability, &own->multiprocessors));
         if (capability != 90) refusal = "the GPU is not of compute capability 9.0";
     }
-    if (*refusal && args->backend == DW_GEMM_OWN)
+    if (!*refusal) {
+        own->call = dw_gemm_sm90_call_of(args, problem);
+        DW_TRY(dw_gemm_sm90_pick(scope, &own->call.shape, own->multiprocessors, forced, &own->row));
+        if (own->row < 0) refusal = "each kernel of these formats failed its self-test on this GPU";
+    }
+    if (*refusal && backend == DW_GEMM_OWN)
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: the library's own kernels cannot run this: %s", refusal);
-    *own = !*refusal;
     return DW_OK;
 }
 
-static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, dw_gemm_problem *problem,
+static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, dw_gemm_problem *problem, int forced,
                           void *stream) {
     if (problem->k == 0) return multiply_nothing(scope, problem, stream);
-    bool own = false;
-    int multiprocessors = 0;
-    DW_TRY(choose_own(scope, args, problem, &own, &multiprocessors));
-    if (own) return dw_gemm_sm90_run(scope, args, problem, multiprocessors, stream);
+    own_product own;
+    DW_TRY(choose_own(scope, args, problem, forced, &own));
+    if (own.row >= 0) return dw_gemm_sm90_launch(scope, &own.call, own.row, own.multiprocessors, stream);
     const dw_cublaslt *library = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
     return run(scope, library, problem, args->workspace, args->workspace_bytes, stream);
@@ -119,27 +131,34 @@ static dw_status check_backend(const dw_gemm_args *args) {
     return DW_OK;
 }
 
-dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream) {
-    if (!context || !args)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm: %s is NULL", context ? "args" : "context");
+static dw_status gemm(const dw_gemm_args *args, int forced, void *stream) {
     DW_TRY(check_backend(args));
     dw_gemm_problem problem;
     DW_TRY(dw_gemm_prepare(args, true, &problem));
     if (problem.m == 0 || problem.n == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(problem.device, &scope));
-    dw_status status = multiply(&scope, args, &problem, stream);
+    dw_status status = multiply(&scope, args, &problem, forced, stream);
     dw_cuda_leave(&scope);
     return status;
 }
 
+dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream) {
+    if (!context || !args)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm: %s is NULL", context ? "args" : "context");
+    return gemm(args, -1, stream);
+}
+
+dw_status dw_gemm_with_row(int row, const dw_gemm_args *args, void *stream) {
+    return gemm(args, row, stream);
+}
+
 static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
                                 size_t *bytes) {
-    bool own = false;
-    int multiprocessors = 0;
-    DW_TRY(choose_own(scope, args, problem, &own, &multiprocessors));
+    own_product own;
+    DW_TRY(choose_own(scope, args, problem, -1, &own)); /* proves the kernel, so that the answer holds for the call */
     *bytes = 0;
-    if (own) return DW_OK;
+    if (own.row >= 0) return DW_OK;
     const dw_cublaslt *library = NULL;
     dw_gemm_plan *plan = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));

@@ -160,9 +160,20 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
                        &call->b_scale_k_step);
 }
 
-dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream) {
-    if (!context || !args)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm: %s is NULL", context ? "args" : "context");
+static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int forced, void *stream) {
+    int capability = 0, multiprocessors = 0, row = -1;
+    DW_TRY(dw_gemm_sm90_device(scope, &capability, &multiprocessors));
+    if (capability != 90)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
+                       capability / 10, capability % 10);
+    DW_TRY(dw_gemm_sm90_pick(scope, &call->shape, multiprocessors, forced, &row));
+    if (row < 0)
+        return dw_fail(DW_ERROR_UNSUPPORTED,
+                       "grouped gemm: each kernel of these formats failed its self-test on GPU %d", scope->device);
+    return dw_gemm_sm90_launch(scope, call, row, multiprocessors, stream);
+}
+
+static dw_status grouped_gemm(const dw_grouped_gemm_args *args, int forced, void *stream) {
     dw_gemm_sm90_call call;
     DW_TRY(prepare(args, &call));
     const dw_gemm_sm90_shape *s = &call.shape;
@@ -170,13 +181,17 @@ dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args,
     if (s->k == 0) return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: the reduction is empty; clear d instead");
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(args->a.data.device_id, &scope));
-    int capability = 0, multiprocessors = 0;
-    dw_status status = dw_gemm_sm90_device(&scope, &capability, &multiprocessors);
-    if (status == DW_OK && capability != 90)
-        status =
-            dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
-                    capability / 10, capability % 10);
-    if (status == DW_OK) status = dw_gemm_sm90_launch(&scope, &call, multiprocessors, stream);
+    dw_status status = multiply(&scope, &call, forced, stream);
     dw_cuda_leave(&scope);
     return status;
+}
+
+dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream) {
+    if (!context || !args)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm: %s is NULL", context ? "args" : "context");
+    return grouped_gemm(args, -1, stream);
+}
+
+dw_status dw_grouped_gemm_with_row(int row, const dw_grouped_gemm_args *args, void *stream) {
+    return grouped_gemm(args, row, stream);
 }

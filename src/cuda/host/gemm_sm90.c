@@ -6,6 +6,7 @@
 #include "cuda/device/sm90/gemm_params.h"
 #include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
+#include "registry/proof.h"
 
 #define BLOCK 128
 #define WARPGROUP_THREADS 128
@@ -18,11 +19,12 @@ enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
 #define MULTICAST_A SHARES_A
 #define MULTICAST_B SHARES_B
 
-#define GEMM_SM90(name_, tile_m_, tile_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_, b_vector_,          \
-                  out_f32_, store_buffers_, grouped_)                                                                  \
+#define CUDA_GEMM(name_, tile_m_, tile_n_, chunk_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_,           \
+                  b_vector_, out_f32_, store_buffers_, grouped_)                                                       \
     {.name = #name_,                                                                                                   \
      .tile_m = tile_m_,                                                                                                \
      .tile_n = tile_n_,                                                                                                \
+     .chunk_n = chunk_n_,                                                                                              \
      .warpgroups = warpgroups_,                                                                                        \
      .k_split = k_split_,                                                                                              \
      .stages = stages_,                                                                                                \
@@ -33,16 +35,14 @@ enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
      .store_buffers = store_buffers_,                                                                                  \
      .grouping = DW_GEMM_GROUPED_##grouped_},
 static const dw_gemm_sm90_row rows[] = {
-#include "cuda/host/gemm_sm90.inc"
+#include "registry/kernels.inc"
 };
-#undef GEMM_SM90
 #define ROWS (sizeof rows / sizeof *rows)
 
-#define GEMM_SM90(name, ...) DW_CUDA_KERNEL("sm90/" #name, #name),
+#define CUDA_GEMM(name, ...) DW_CUDA_KERNEL("sm90/" #name, #name),
 static dw_cuda_kernel kernels[ROWS] = {
-#include "cuda/host/gemm_sm90.inc"
+#include "registry/kernels.inc"
 };
-#undef GEMM_SM90
 
 _Static_assert(sizeof(dw_gemm_sm90_map) == sizeof(dw_cu_tensor_map), "the kernels' tensor map is the driver's");
 
@@ -118,20 +118,39 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
     return cycles > memory ? cycles : memory + 1e-3 * cycles; /* where memory decides, the less work the better */
 }
 
-int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors) {
+bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape) {
+    return row->grouping == shape->grouping && row->scale_f32 == shape->scale_f32 && row->b_vector == shape->b_vector &&
+           row->out_f32 == shape->out_f32;
+}
+
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs) {
     int best = -1;
     double least = 0;
     for (int i = 0; i < (int)ROWS; i++) {
         const dw_gemm_sm90_row *row = &rows[i];
-        if (row->grouping != shape->grouping || row->scale_f32 != shape->scale_f32 ||
-            row->b_vector != shape->b_vector || row->out_f32 != shape->out_f32)
-            continue;
+        if (!dw_gemm_sm90_serves(row, shape)) continue;
+        if (proofs && atomic_load_explicit(&proofs[i], memory_order_relaxed) == DW_PROOF_REFUTED) continue;
         double cycles = predicted_cycles(row, shape, multiprocessors);
         if (best >= 0 && cycles >= least) continue;
         best = i;
         least = cycles;
     }
     return best;
+}
+
+dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
+                            int forced, int *row) {
+    *row = forced;
+    if (forced >= 0) {
+        const dw_gemm_sm90_row *wanted = dw_gemm_sm90_get((size_t)forced);
+        if (wanted && dw_gemm_sm90_serves(wanted, shape)) return DW_OK;
+        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: kernel %s is for other formats than this product's",
+                       wanted ? wanted->name : "(none)");
+    }
+    do
+        *row = dw_gemm_sm90_choose(shape, multiprocessors, dw_gemm_proofs(scope->device));
+    while (*row >= 0 && !dw_gemm_row_prove((size_t)*row, scope->device));
+    return DW_OK;
 }
 
 const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *p) {
@@ -208,13 +227,9 @@ static dw_status result_map(const dw_cuda_scope *scope, const dw_gemm_sm90_call 
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
-dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
-                              void *stream) {
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int chosen,
+                              int multiprocessors, void *stream) {
     const dw_gemm_sm90_shape *s = &call->shape;
-    int chosen = dw_gemm_sm90_choose(s, multiprocessors);
-    if (chosen < 0)
-        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: no Hopper kernel for %s scales, B in %s blocks, %s result",
-                       s->scale_f32 ? "f32" : "e8m0", s->b_vector ? "1x128" : "128x128", s->out_f32 ? "f32" : "bf16");
     const dw_gemm_sm90_row *row = &rows[chosen];
     dw_gemm_sm90_params p = {.a_scale = call->a_scale,
                              .b_scale = call->b_scale,
@@ -254,8 +269,7 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
     return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
 }
 
-dw_status dw_gemm_sm90_run(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *p,
-                           int multiprocessors, void *stream) {
+dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *p) {
     bool scale_f32 = args->a.scale.dtype == DW_F32, vectors = args->b.scaling == DW_GEMM_1X128;
     const dw_tensor *bs = &args->b.scale;
     dw_gemm_sm90_call call = {
@@ -290,5 +304,5 @@ dw_status dw_gemm_sm90_run(const dw_cuda_scope *scope, const dw_gemm_args *args,
         call.b_scale_row_step = mn_major ? 1 : scale_f32 ? ceil_div(grid_cols, 4) * 4 : grid_cols;
         call.b_scale_k_step = mn_major ? ceil_div(grid_rows, 16) * 16 : 1;
     }
-    return dw_gemm_sm90_launch(scope, &call, multiprocessors, stream);
+    return call;
 }

@@ -2,6 +2,8 @@
 #ifndef DW_CUDA_GEMM_SM90_H
 #define DW_CUDA_GEMM_SM90_H
 
+#include <stdatomic.h>
+
 #include "cuda/host/driver.h"
 #include "cuda/host/gemm_problem.h"
 
@@ -22,10 +24,10 @@ typedef struct dw_gemm_sm90_shape {
     bool out_f32;   /* else BF16 */
 } dw_gemm_sm90_shape;
 
-/* Parameters of a kernel: those of src/cuda/device/sm90/<name>.cu. */
+/* Parameters of a kernel: its row in src/registry/kernels.inc. */
 typedef struct dw_gemm_sm90_row {
     const char *name;
-    int tile_m, tile_n, warpgroups, k_split, stages, multicast;
+    int tile_m, tile_n, chunk_n, warpgroups, k_split, stages, multicast;
     bool scale_f32, b_vector, out_f32;
     int store_buffers;
     dw_gemm_grouping grouping;
@@ -37,19 +39,24 @@ const dw_gemm_sm90_row *dw_gemm_sm90_get(size_t index);
 /* Dynamic shared memory of a kernel, in bytes, as its source lays it out. */
 uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row);
 
+/* Whether the kernel is for the shape's formats. */
+bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
+
 /* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`; its index, or -1 when none has
- * these formats. Pure. */
-int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors);
+ * these formats. `proofs` leaves out those that failed their self-test (proof.h; NULL: none). Pure. */
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs);
+
+/* The kernel to run on the scope's device: the one chosen among those that have not failed, proved there at its first
+ * use; -1 when none of these formats is left. Or, when it is not negative, `forced`, unproved: UNSUPPORTED if that is
+ * for other formats. */
+dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
+                            int forced, int *row);
 
 /* Why these kernels cannot take the product, in words, or "" when they can. Pure; `problem` is that of `args`. */
 const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *problem);
 
 /* Facts of the scope's device that the choice needs, asked once. */
 dw_status dw_gemm_sm90_device(const dw_cuda_scope *scope, int *capability, int *multiprocessors);
-
-/* Multiplies; `dw_gemm_sm90_refusal` said "". */
-dw_status dw_gemm_sm90_run(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
-                           int multiprocessors, void *stream);
 
 /* Operands as the kernels see them, for whoever describes a product otherwise (grouped). */
 typedef struct dw_gemm_sm90_call {
@@ -63,7 +70,15 @@ typedef struct dw_gemm_sm90_call {
     bool accumulate;
 } dw_gemm_sm90_call;
 
-dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
+/* Those of a product that `dw_gemm_sm90_refusal` has nothing against. Pure. */
+dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *problem);
+
+/* Multiplies with kernel `row`. */
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int row, int multiprocessors,
                               void *stream);
+
+/* dw_gemm and dw_grouped_gemm with exactly this kernel, proved or not: for self-tests and benchmarks. */
+dw_status dw_gemm_with_row(int row, const dw_gemm_args *args, void *stream);
+dw_status dw_grouped_gemm_with_row(int row, const dw_grouped_gemm_args *args, void *stream);
 
 #endif

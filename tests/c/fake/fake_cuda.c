@@ -30,7 +30,9 @@ fake_context *fake_get_current(void) {
 }
 
 static dw_cu_result outcome(const char *symbol) {
-    return fake_cuda.fail && strcmp(fake_cuda.fail, symbol) == 0 ? fake_cuda.fail_result : DW_CU_SUCCESS;
+    if (!fake_cuda.fail || strcmp(fake_cuda.fail, symbol) != 0) return DW_CU_SUCCESS;
+    if (fake_cuda.fail_times && --fake_cuda.fail_times == 0) fake_cuda.fail = NULL;
+    return fake_cuda.fail_result;
 }
 
 /* For callers that do not know the state's layout. */

@@ -30,6 +30,7 @@ typedef struct fake_cuda_state {
     int uuid;         /* first byte of device 0's */
     const char *fail; /* symbol that fails from now on, or NULL */
     int fail_result;  /* with this */
+    int fail_times;   /* so often, then no more; 0: always */
     atomic_int retained[FAKE_DEVICES];
     atomic_int pushes, pops;
     atomic_int module_loads, function_lookups, function_sets, launches, maps, memsets;

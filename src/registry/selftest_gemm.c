@@ -1,0 +1,544 @@
+/* Proves one Hopper matrix kernel against sums in double precision that are computed here: shapes around its tile and
+ * its ring of stages, groups of any size, sums of small integers, which must be exact, and random operands, whose
+ * result may be off by what the tensor core and the roundings cost. Everything around the operands is NaN, and every
+ * byte that is not an element of the result must be what it was. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/status.h"
+#include "cuda/host/gemm_sm90.h"
+#include "formats/fp8.h"
+#include "registry/selftest_data.h"
+#include "registry/table.h"
+
+enum { WORKSPACE = 8 << 20, FENCE = 256, BLOCK = 128, MOST_GROUPS = 4, POISON = 0x5A };
+
+/* In each of the four steps of a block the tensor core aligns 32 products and the sum so far to the largest and keeps
+ * about 14 bits, rounding toward zero, so each of 33 addends loses less than 2^-13 of the largest: 4 * 33 * 2^-13 <
+ * 2^-5.9 of the terms' magnitudes at the very worst for one element, and 2^-11 in norm over many. */
+#define WORST 0.0168
+#define IN_NORM 0x1p-11
+
+typedef struct gemm_case {
+    int64_t m, n, k;
+    int64_t sizes[MOST_GROUPS]; /* of groups */
+    bool exact, has_bias, accumulate, row_layout, has_nan;
+} gemm_case;
+
+typedef struct operand {
+    uint8_t *data;        /* in the host's buffer */
+    double *values;       /* decoded: A by rows, B transposed */
+    dw_gemm_operand view; /* as the kernel gets it */
+    bool transposed;      /* B */
+    int64_t rows, cols, ld;
+    int64_t group_rows; /* blocks of 128 rows begin anew with each group */
+} operand;
+
+typedef struct bench {
+    const dw_gemm_sm90_row *row;
+    int index;
+    uint64_t seed;
+    dw_random random;
+    const dw_selftest_device *device;
+    dw_cuda_scope scope;
+    dw_selftest_result *result;
+    char what[96];           /* the case in words */
+    uint8_t *before, *after; /* the workspace as it is sent, and as it comes back */
+    size_t used;
+    bool full; /* a case did not fit */
+} bench;
+
+/* ---- memory ---- */
+
+static uint8_t *take(bench *on, size_t bytes) {
+    size_t at = (on->used + FENCE + 255) / 256 * 256;
+    on->full |= at + bytes + FENCE > WORKSPACE;
+    if (on->full) return on->before;
+    on->used = at + bytes + FENCE;
+    return on->before + at;
+}
+
+/* What the kernel is given for an address in `before`. */
+static void *address(const bench *on, const uint8_t *host) {
+    return (uint8_t *)on->device->workspace + (host - on->before);
+}
+
+static dw_tensor view(const bench *on, const uint8_t *host, dw_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
+    dw_tensor tensor = dw_matrix(address(on, host), dtype, rows, cols);
+    tensor.strides[0] = ld;
+    tensor.device_type = DW_DEVICE_CUDA;
+    tensor.device_id = on->device->id;
+    return tensor;
+}
+
+static dw_tensor stack_view(const bench *on, const uint8_t *host, dw_dtype dtype, int64_t groups, int64_t rows,
+                            int64_t cols) {
+    dw_tensor tensor = view(on, host, dtype, groups, rows, cols);
+    tensor.rank = 3;
+    tensor.shape[2] = cols;
+    tensor.strides[0] = rows * cols;
+    tensor.strides[1] = cols;
+    tensor.strides[2] = 1;
+    return tensor;
+}
+
+static int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/* ---- numbers ---- */
+
+static double unit(bench *on) {
+    return (double)(dw_random_next(&on->random) >> 11) * 0x1p-53;
+}
+
+static double decode_e4m3(uint8_t code) {
+    int exponent = code >> 3 & 15, fraction = code & 7;
+    double value = (code & 0x7F) == 0x7F ? (double)NAN
+                   : exponent            ? ldexp(8 + fraction, exponent - 10)
+                                         : ldexp(fraction, -9);
+    return code & 0x80 ? -value : value;
+}
+
+/* An integer in -3..3, or about a normal number whose block reaches a good part of E4M3's range. */
+static uint8_t draw_element(bench *on, bool exact) {
+    float value = exact ? (float)dw_random_between(&on->random, -3, 3)
+                        : (float)(120 * (unit(on) + unit(on) + unit(on) + unit(on) - 2));
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return dw_fp8_encode(dw_fp8(DW_E4M3), bits, 0);
+}
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static uint16_t to_bf16(double value) {
+    uint32_t bits = bits_of((float)value);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static double from_bf16(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return (double)value;
+}
+
+/* What a number becomes in the result's type. */
+static double rounded(const bench *on, double value) {
+    return on->row->out_f32 ? (double)(float)value : from_bf16(to_bf16(value));
+}
+
+static double load(const bench *on, const uint8_t *d, int64_t index) {
+    if (!on->row->out_f32) {
+        uint16_t half;
+        memcpy(&half, d + 2 * index, sizeof half);
+        return from_bf16(half);
+    }
+    float value;
+    memcpy(&value, d + 4 * index, sizeof value);
+    return (double)value;
+}
+
+static void store(const bench *on, uint8_t *d, int64_t index, double value) {
+    if (on->row->out_f32) {
+        uint32_t bits = bits_of((float)value);
+        memcpy(d + 4 * index, &bits, sizeof bits);
+    } else {
+        uint16_t half = to_bf16(value);
+        memcpy(d + 2 * index, &half, sizeof half);
+    }
+}
+
+/* ---- operands ---- */
+
+/* Draws the scale of each block, writes it where the kernel looks for it, and applies it to the decoded values. */
+static void draw_scales(bench *on, operand *o, bool square, const gemm_case *c, int64_t nan_row) {
+    const int64_t height = square ? BLOCK : 1, groups = square && o->group_rows ? o->rows / o->group_rows : 1;
+    const int64_t group_rows = groups > 1 || o->group_rows ? o->group_rows : o->rows;
+    const int64_t down = square ? groups * ((group_rows + BLOCK - 1) / BLOCK) : o->rows;
+    const int64_t across = (o->cols + BLOCK - 1) / BLOCK;
+    const bool f32 = on->row->scale_f32, by_row = !f32 && square && c->row_layout;
+    int64_t row_step, col_step, count;
+    if (by_row || (f32 && square)) {
+        row_step = f32 ? round_up(across, 4) : across;
+        col_step = 1;
+        count = down * row_step;
+    } else {
+        row_step = 1;
+        col_step = f32 ? down : round_up(down, 16);
+        count = across * col_step;
+    }
+    uint8_t *memory = take(on, (size_t)count * (f32 ? 4 : 1));
+    if (on->full) return;
+    memset(memory, 0, (size_t)count * (f32 ? 4 : 1));
+    for (int64_t r = 0; r < down; r++)
+        for (int64_t b = 0; b < across; b++) {
+            const int range = c->exact ? 1 : 4;
+            const int exponent = (int)dw_random_between(&on->random, -range, range);
+            float scale = ldexpf(c->exact || !f32 ? 1 : 1 + (float)unit(on), exponent);
+            const int64_t at = r * row_step + b * col_step;
+            const int64_t first = square ? r / ((group_rows + BLOCK - 1) / BLOCK) * group_rows +
+                                               r % ((group_rows + BLOCK - 1) / BLOCK) * BLOCK
+                                         : r;
+            const int64_t group_end = square ? (first / group_rows + 1) * group_rows : o->rows;
+            const bool is_nan = !square && r == nan_row && b == 0;
+            if (f32) {
+                uint32_t bits = is_nan ? 0x7FC00000u : bits_of(scale);
+                memcpy(memory + 4 * at, &bits, sizeof bits);
+            } else {
+                memory[at] = is_nan ? 255 : (uint8_t)(127 + exponent);
+            }
+            for (int64_t i = first; i < first + height && i < group_end; i++)
+                for (int64_t j = b * BLOCK; j < o->cols && j < (b + 1) * BLOCK; j++)
+                    o->values[o->transposed ? j * o->rows + i : i * o->cols + j] *= (double)scale;
+        }
+    o->view.scaling = square ? DW_GEMM_128X128 : DW_GEMM_1X128;
+    o->view.layout = f32 || by_row ? DW_SCALE_ROW : DW_SCALE_MN_MAJOR;
+    const bool grid_transposed = !f32 && !by_row;
+    o->view.scale = view(on, memory, f32 ? DW_F32 : DW_E8M0, grid_transposed ? across : down,
+                         grid_transposed ? col_step : across, grid_transposed ? col_step : row_step);
+    if (f32) o->view.scale.strides[1] = col_step;
+}
+
+/* Bytes, scales and values of an operand. With a `nan_row` not negative, the first block of that row is NaN. */
+static dw_status draw_operand(bench *on, operand *o, bool square, const gemm_case *c, int64_t nan_row) {
+    o->ld = o->cols + (o->group_rows ? 0 : 16 * dw_random_between(&on->random, 0, 2));
+    o->data = take(on, (size_t)(o->rows * o->ld));
+    o->values = malloc((size_t)(o->rows * o->cols) * sizeof *o->values);
+    if (!o->values) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on->row->name);
+    if (on->full) return DW_OK;
+    for (int64_t i = 0; i < o->rows; i++)
+        for (int64_t j = 0; j < o->cols; j++) {
+            uint8_t code = i == nan_row && j < BLOCK ? DW_FP8_NAN : draw_element(on, c->exact);
+            o->data[i * o->ld + j] = code;
+            o->values[o->transposed ? j * o->rows + i : i * o->cols + j] = decode_e4m3(code);
+        }
+    draw_scales(on, o, square, c, nan_row);
+    o->view.data = view(on, o->data, DW_E4M3, o->rows, o->cols, o->ld);
+    return DW_OK;
+}
+
+/* ---- results ---- */
+
+typedef struct result_matrix {
+    uint8_t *memory;
+    int64_t rows, cols, ld;
+    double error, expected, size, rounding; /* squared norms over all products */
+    double first_rounding;                  /* of what was rounded once before it was added */
+} result_matrix;
+
+/* One of the products a case is made of: these rows and this stretch of the reduction. */
+typedef struct product {
+    int64_t a_row, rows, k, depth, b_row, d_row;
+} product;
+
+static void mismatch(bench *on, const char *text) {
+    if (on->result->mismatches++ == 0)
+        snprintf(on->result->first_mismatch, sizeof on->result->first_mismatch, "%.90s: %.70s, seed %llu", on->what,
+                 text, (unsigned long long)on->seed);
+}
+
+static void check_element(bench *on, const gemm_case *c, result_matrix *d, int64_t row, int64_t col, double sum,
+                          double size, double bias) {
+    const int64_t at = row * d->ld + col;
+    const double rounding = on->row->out_f32 ? 0x1p-22 : 0x1p-8;
+    const double old = c->accumulate ? load(on, d->memory, at) : 0;
+    const double got = load(on, on->after + (d->memory - on->before), at);
+    const double wanted = sum + bias + old, error = fabs(got - wanted);
+    size += fabs(bias) + fabs(old);
+    bool good;
+    if (isnan(wanted)) {
+        good = isnan(got);
+    } else if (c->exact) {
+        good = got == rounded(on, wanted);
+    } else {
+        good = error <= size * (WORST + 2 * rounding) + 1e-30;
+        const double slack = on->row->out_f32 ? 4 : 1; /* FP32 sums are rounded more than once */
+        const double off = slack * (rounded(on, wanted) - wanted), first = slack * (rounded(on, sum) - sum);
+        d->error += error * error;
+        d->expected += wanted * wanted;
+        d->size += size * size;
+        d->rounding += off * off;
+        if (c->accumulate) d->first_rounding += first * first;
+    }
+    if (good) return;
+    char text[96];
+    snprintf(text, sizeof text, "d[%lld, %lld] is %.9g, expected %.9g", (long long)row, (long long)col, got, wanted);
+    mismatch(on, text);
+}
+
+/* Multiplies in double precision and compares. */
+static void check_product(bench *on, const gemm_case *c, const product *p, const operand *a, const operand *b,
+                          const double *bias, double *sums, result_matrix *d) {
+    double *sizes = sums + d->cols;
+    for (int64_t i = 0; i < p->rows; i++) {
+        memset(sums, 0, (size_t)(2 * d->cols) * sizeof *sums);
+        for (int64_t k = p->k; k < p->k + p->depth; k++) {
+            const double x = a->values[(p->a_row + i) * a->cols + k];
+            const double *line = b->values + k * b->rows + p->b_row;
+            for (int64_t j = 0; j < d->cols; j++)
+                sums[j] += x * line[j];
+            for (int64_t j = 0; j < d->cols && !c->exact; j++)
+                sizes[j] += fabs(x * line[j]);
+        }
+        for (int64_t j = 0; j < d->cols; j++)
+            check_element(on, c, d, p->d_row + i, j, sums[j], sizes[j], bias ? bias[j] : 0);
+    }
+}
+
+/* How far a number is from the nearest one of the result's type changes by no more than the number does, so sums that
+ * are off by `off` end up within what rounding the exact ones costs and twice that. */
+static void check_norm(bench *on, const result_matrix *d) {
+    const double expected = sqrt(d->expected), size = sqrt(d->size) / 8, error = sqrt(d->error);
+    const double bound =
+        2 * IN_NORM * (expected > size ? expected : size) + sqrt(d->rounding) + sqrt(d->first_rounding);
+    if (error <= bound) return;
+    char text[96];
+    snprintf(text, sizeof text, "the error's norm is %.4g, expected at most %.4g", error, bound);
+    mismatch(on, text);
+}
+
+/* Every byte but those of D's elements in `written` rows is what it was. */
+static void check_surroundings(bench *on, const result_matrix *d, const bool *written) {
+    const size_t size = on->row->out_f32 ? 4 : 2, begin = (size_t)(d->memory - on->before);
+    for (int64_t r = 0; r < d->rows; r++)
+        if (written[r]) {
+            const size_t at = begin + (size_t)(r * d->ld) * size;
+            memcpy(on->before + at, on->after + at, (size_t)d->cols * size);
+        }
+    if (memcmp(on->before, on->after, on->used) == 0) return;
+    size_t at = 0;
+    while (on->before[at] == on->after[at])
+        at++;
+    char text[96];
+    snprintf(text, sizeof text, "a byte %lld from the start of d was written", (long long)at - (long long)begin);
+    mismatch(on, text);
+}
+
+/* ---- a case ---- */
+
+static dw_status run_on_device(bench *on, const gemm_case *c, const operand *a, const operand *b,
+                               const result_matrix *d, const uint8_t *bias, const uint8_t *ends) {
+    const dw_cuda_driver *driver = on->scope.driver;
+    const dw_cu_pointer there = (dw_cu_pointer)(uintptr_t)on->device->workspace;
+    const dw_dtype type = on->row->out_f32 ? DW_F32 : DW_BF16;
+    const int grouping = on->row->grouping;
+    void *stream = on->device->stream;
+    DW_TRY(dw_cuda_check(driver, driver->copy_to_device(there, on->before, on->used, stream), "cuMemcpyHtoDAsync",
+                         "self-test on device %d", on->device->id));
+    dw_status status;
+    if (grouping == DW_GEMM_GROUPED_NONE) {
+        dw_gemm_args args = {.a = a->view,
+                             .b = b->view,
+                             .d = view(on, d->memory, type, d->rows, d->cols, d->ld),
+                             .accumulate = c->accumulate,
+                             .backend = DW_GEMM_OWN};
+        if (bias) {
+            args.bias = view(on, bias, DW_BF16, c->n, 1, 1);
+            args.bias.rank = 1;
+        }
+        status = dw_gemm_with_row(on->index, &args, stream);
+    } else {
+        const bool along_m = grouping == DW_GEMM_GROUPED_M;
+        dw_grouped_gemm_args args = {.a = a->view,
+                                     .b = b->view,
+                                     .d = along_m ? view(on, d->memory, type, d->rows, d->cols, d->ld)
+                                                  : stack_view(on, d->memory, type, MOST_GROUPS, c->m, c->n),
+                                     .ends = address(on, ends),
+                                     .groups = MOST_GROUPS,
+                                     .axis = along_m ? DW_GROUP_M : DW_GROUP_K,
+                                     .accumulate = c->accumulate};
+        if (along_m) args.b.data = stack_view(on, b->data, DW_E4M3, MOST_GROUPS, c->n, c->k);
+        status = dw_grouped_gemm_with_row(on->index, &args, stream);
+    }
+    if (status != DW_OK) return status;
+    DW_TRY(dw_cuda_check(driver, driver->copy_to_host(on->after, there, on->used, stream), "cuMemcpyDtoHAsync",
+                         "self-test on device %d", on->device->id));
+    return dw_cuda_check(driver, driver->stream_synchronize(stream), "cuStreamSynchronize", "self-test on device %d",
+                         on->device->id);
+}
+
+/* The products a case is made of, and where its groups end. */
+static int products_of(const bench *on, const gemm_case *c, product products[MOST_GROUPS], int32_t ends[MOST_GROUPS]) {
+    if (on->row->grouping == DW_GEMM_GROUPED_NONE) {
+        products[0] = (product){.rows = c->m, .depth = c->k};
+        return 1;
+    }
+    const bool along_m = on->row->grouping == DW_GEMM_GROUPED_M;
+    int64_t begin = 0;
+    for (int g = 0; g < MOST_GROUPS; g++) {
+        products[g] =
+            along_m ? (product){.a_row = begin, .rows = c->sizes[g], .depth = c->k, .b_row = g * c->n, .d_row = begin}
+                    : (product){.rows = c->m, .k = begin, .depth = c->sizes[g], .d_row = g * c->m};
+        begin += c->sizes[g];
+        ends[g] = (int32_t)begin;
+    }
+    return MOST_GROUPS;
+}
+
+/* D poisoned, or, to be added to, with numbers. */
+static void make_result(bench *on, const gemm_case *c, result_matrix *d) {
+    const int64_t size = on->row->out_f32 ? 4 : 2;
+    d->memory = take(on, (size_t)(d->rows * d->ld * size));
+    if (on->full) return;
+    memset(d->memory, POISON, (size_t)(d->rows * d->ld * size));
+    for (int64_t i = 0; i < d->rows && c->accumulate; i++)
+        for (int64_t j = 0; j < d->cols; j++) {
+            double old = c->exact ? (double)dw_random_between(&on->random, -64, 64) : 4096 * (unit(on) - 0.5);
+            store(on, d->memory, i * d->ld + j, old);
+        }
+}
+
+typedef struct case_memory {
+    operand a, b;
+    double *bias, *sums;
+    bool *written;
+} case_memory;
+
+static dw_status run_case(bench *on, const gemm_case *c, case_memory *of) {
+    const bool along_m = on->row->grouping == DW_GEMM_GROUPED_M, along_k = on->row->grouping == DW_GEMM_GROUPED_K;
+    product products[MOST_GROUPS];
+    int32_t ends[MOST_GROUPS];
+    const int count = products_of(on, c, products, ends);
+    memset(on->before, 0xFF, WORKSPACE); /* NaN in every type */
+    on->used = 0;
+    of->a = (operand){.rows = c->m, .cols = c->k};
+    of->b = (operand){.rows = along_m ? MOST_GROUPS * c->n : c->n,
+                      .cols = c->k,
+                      .transposed = true,
+                      .group_rows = along_m ? c->n : 0};
+    const int64_t pad = along_k ? 0 : 8 * dw_random_between(&on->random, 0, 3);
+    result_matrix d = {.rows = along_k ? MOST_GROUPS * c->m : c->m, .cols = c->n, .ld = c->n + pad};
+    DW_TRY(draw_operand(on, &of->a, false, c, c->has_nan ? dw_random_between(&on->random, 0, c->m - 1) : -1));
+    DW_TRY(draw_operand(on, &of->b, !on->row->b_vector, c, -1));
+    make_result(on, c, &d);
+    uint8_t *bias = c->has_bias ? take(on, (size_t)c->n * 2) : NULL, *there = take(on, sizeof ends);
+    of->sums = malloc((size_t)(2 * c->n) * sizeof *of->sums);
+    of->bias = malloc((size_t)c->n * sizeof *of->bias);
+    of->written = calloc((size_t)d.rows, sizeof *of->written);
+    if (on->full || !of->sums || !of->bias || !of->written)
+        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s, %s", on->row->name, on->what);
+    memcpy(there, ends, sizeof ends);
+    for (int64_t j = 0; bias && j < c->n; j++) {
+        uint16_t half = to_bf16(c->exact ? (double)dw_random_between(&on->random, -8, 8) : 256 * (unit(on) - 0.5));
+        memcpy(bias + 2 * j, &half, sizeof half);
+        of->bias[j] = from_bf16(half);
+    }
+    DW_TRY(run_on_device(on, c, &of->a, &of->b, &d, bias, there));
+    for (int i = 0; i < count; i++) {
+        check_product(on, c, &products[i], &of->a, &of->b, bias ? of->bias : NULL, of->sums, &d);
+        for (int64_t r = 0; r < products[i].rows; r++)
+            of->written[products[i].d_row + r] = true;
+    }
+    if (!c->exact) check_norm(on, &d);
+    check_surroundings(on, &d, of->written);
+    return DW_OK;
+}
+
+/* Fills in what a case leaves open and runs it: with a bias, accumulating and neither in turn. A kernel that cannot be
+ * started has failed. */
+static dw_status run(bench *on, gemm_case c) {
+    const dw_gemm_sm90_row *row = on->row;
+    const int64_t turn = on->result->cases++ % 3;
+    c.row_layout = dw_random_next(&on->random) & 1;
+    c.has_bias = turn == 0 && row->grouping == DW_GEMM_GROUPED_NONE;
+    /* Where BF16 is added to, the sum has gone through BF16 before: tested with a tolerance only. */
+    c.accumulate = turn == 1 && row->grouping != DW_GEMM_GROUPED_M && (row->out_f32 || !c.exact);
+    if (row->scale_f32) c.m = round_up(c.m, 4);
+    if (row->scale_f32 && row->b_vector) c.n = round_up(c.n, 4);
+    c.n = round_up(c.n, row->out_f32 ? 4 : 8);
+    snprintf(on->what, sizeof on->what, "%s [%lld, %lld, %lld]%s%s", c.exact ? "integers" : "random", (long long)c.m,
+             (long long)c.n, (long long)c.k, c.has_bias ? " with bias" : "", c.accumulate ? ", accumulating" : "");
+    case_memory of = {0};
+    dw_status status = run_case(on, &c, &of);
+    free(of.a.values);
+    free(of.b.values);
+    free(of.sums);
+    free(of.bias);
+    free(of.written);
+    if (status == DW_OK || status == DW_ERROR_OUT_OF_MEMORY) return status;
+    mismatch(on, dw_last_error());
+    return DW_OK;
+}
+
+/* Rows of A in groups: a ragged one, an empty one, a small one, and in `depth` what is left but the last few rows,
+ * which belong to none. Or the reduction: of one block, of none, of more than the ring holds, of one. */
+static gemm_case grouped(const bench *on, int64_t m, int64_t n, int64_t depth) {
+    const dw_gemm_sm90_row *row = on->row;
+    gemm_case c = {.m = m, .n = n, .k = depth};
+    if (row->grouping == DW_GEMM_GROUPED_M) {
+        const int64_t sizes[MOST_GROUPS] = {row->tile_m + 5, 0, 3, m > row->tile_m + 30 ? m - row->tile_m - 20 : 0};
+        memcpy(c.sizes, sizes, sizeof sizes);
+        c.m = sizes[0] + sizes[2] + sizes[3] + 9;
+    } else if (row->grouping == DW_GEMM_GROUPED_K) {
+        const int64_t sizes[MOST_GROUPS] = {BLOCK, 0, round_up(depth, BLOCK), BLOCK};
+        memcpy(c.sizes, sizes, sizeof sizes);
+        c.k = sizes[0] + sizes[2] + sizes[3] + 48;
+    }
+    return c;
+}
+
+static dw_status run_shapes(bench *on, bool few) {
+    const dw_gemm_sm90_row *row = on->row;
+    const int64_t tm = row->tile_m, tn = row->tile_n, ring = (row->stages + 1) * (int64_t)BLOCK;
+    const int64_t wide_m = row->multicast == 2 ? tm + 72 : 0, wide_n = row->multicast == 1 ? tn : 0;
+    /* For a first use: integers in two tiles along each axis, round the ring, and random numbers in a ragged tile. */
+    const int64_t shapes[][3] = {
+        {tm + 8 + wide_m, tn + 16 + wide_n, ring + 16},
+        {tm - 3, tn - 8, 144},
+        {1, 8, 16},
+        {4, tn, 128},
+        {tm, tn, 128},
+        {tm + 1, 8, 272},
+        {2 * tm + 5, 2 * tn + 8, 640},
+        {dw_random_between(&on->random, 1, 2 * tm), 8 * dw_random_between(&on->random, 1, tn / 4),
+         16 * dw_random_between(&on->random, 1, 70)},
+    };
+    enum { SHAPES = sizeof shapes / sizeof *shapes };
+    for (int i = 0; i < (few ? 2 : SHAPES); i++)
+        for (int exact = 0; exact < 2; exact++) {
+            if (few && exact != (i == 0)) continue;
+            gemm_case c = row->grouping == DW_GEMM_GROUPED_NONE
+                              ? (gemm_case){.m = shapes[i][0], .n = shapes[i][1], .k = shapes[i][2]}
+                              : grouped(on, shapes[i][0], shapes[i][1], shapes[i][2]);
+            c.exact = exact;
+            c.has_nan = !few && !exact && i % 2;
+            DW_TRY(run(on, c));
+        }
+    return DW_OK;
+}
+
+size_t dw_gemm_selftest_workspace(void) {
+    return WORKSPACE;
+}
+
+dw_status dw_gemm_selftest(size_t gemm, bool few, uint64_t seed, const dw_selftest_device *device,
+                           dw_selftest_result *result) {
+    *result = (dw_selftest_result){0};
+    bench on = {.row = dw_gemm_sm90_get(gemm),
+                .index = (int)gemm,
+                .seed = seed,
+                .random = {seed},
+                .device = device,
+                .result = result};
+    uint8_t *memory = malloc(2 * (size_t)WORKSPACE);
+    if (!memory) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on.row->name);
+    on.before = memory;
+    on.after = memory + WORKSPACE;
+    dw_status status = dw_cuda_enter(device->id, &on.scope);
+    if (status == DW_OK) {
+        status = run_shapes(&on, few);
+        dw_cuda_leave(&on.scope);
+    }
+    free(memory);
+    if (status == DW_OK && result->mismatches)
+        return dw_fail(DW_ERROR_SELFTEST, "kernel %s differs from the reference in %lld elements; first %s",
+                       on.row->name, (long long)result->mismatches, result->first_mismatch);
+    return status;
+}
