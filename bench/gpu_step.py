@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ SIZES = {
 }
 
 
-def run(results: Path, rounds: int) -> Path:
+def run(results: Path, rounds: int, peers: Collection[str] | None = None) -> Path:
     """step_dense.json: milliseconds of a step (forward, backward, fused AdamW on BF16 parameters), tokens per second
     and peak memory. Models do not fit the device side by side, so each runs alone, the eager ones twice; the peers that
-    are installed each in a process of their own."""
+    are installed each in a process of their own, of them only those in `peers` where it is given."""
     from bench import gpu_step_peers
 
     result = gpu_common.new_result("step_dense")
@@ -44,16 +44,16 @@ def run(results: Path, rounds: int) -> Path:
         _clear()
     times = {name: statistics.mean(time for time, _ in values) for name, values in turns.items()}
     peaks = {name: max(peak for _, peak in values) for name, values in turns.items()}
-    others, absent = gpu_step_peers.measure_all(rounds)
+    others, absent = gpu_step_peers.measure_all(rounds, gpu_step_peers.PEERS if peers is None else peers)
     for name, (time, peak) in others.items():
         times[name], peaks[name] = time, peak
-    peers = ("eager", "compile", *others)
+    ran = ("eager", "compile", *others)
     case = f"Llama 8B width, {SIZES['num_hidden_layers']} layers, batch {BATCH} x {LENGTH}"
     for label, mine in ((case, "deepwell"), (f"{case}, compiled", "deepwell_compile")):
-        result.row(label, "step", "ms", times[mine], **{p: times[p] for p in peers})
-        tokens = {name: BATCH * LENGTH / times[name] * 1e3 for name in (mine, *peers)}
-        result.row(label, "throughput", "tokens/s", tokens[mine], **{p: tokens[p] for p in peers})
-        result.row(label, "peak memory", "MiB", peaks[mine], **{p: peaks[p] for p in peers})
+        result.row(label, "step", "ms", times[mine], **{p: times[p] for p in ran})
+        tokens = {name: BATCH * LENGTH / times[name] * 1e3 for name in (mine, *ran)}
+        result.row(label, "throughput", "tokens/s", tokens[mine], **{p: tokens[p] for p in ran})
+        result.row(label, "peak memory", "MiB", peaks[mine], **{p: peaks[p] for p in ran})
     for peer, reason in absent.items():
         result.absent(peer, reason)
     return result.write(results)

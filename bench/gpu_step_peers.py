@@ -10,34 +10,38 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import common, gpu_step
+from bench import common, gpu_engine, gpu_step
 from bench.gpu_common import DEVICE
 
-SECONDS = 900  # for one variant; compiling takes most of it
+SECONDS = 240  # for one variant; where it compiles, that takes most of it
 
 # A peer of the result file: the module it needs, and the variants of which the fastest counts.
 PEERS = {
     "liger": ("liger_kernel", ("liger",)),
     "torchao": ("torchao", ("torchao_rowwise", "torchao_tensorwise")),
     "te_block": ("transformer_engine", ("te_block",)),
-    "te_best": ("transformer_engine", ("te_block", "te_current", "te_delayed")),
+    "te_best": ("transformer_engine", tuple(gpu_engine.RECIPES)),
 }
 
 
-def measure_all(rounds: int) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """(milliseconds, MiB at the peak) of each peer that ran, and why the others did not."""
+def measure_all(
+    rounds: int, chosen: Collection[str] = tuple(PEERS)
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """(milliseconds, MiB at the peak) of each chosen peer that ran, and why the others did not."""
     ran: dict[str, tuple[float, float]] = {}
     absent: dict[str, str] = {}
     outcomes: dict[str, tuple[float, float] | str] = {}
     for peer, (module, variants) in PEERS.items():
+        if peer not in chosen:
+            absent[peer] = "not chosen for this run"
+            continue
         if importlib.util.find_spec(module) is None:
             absent[peer] = f"{module} is not installed on the machine of this run"
             continue
@@ -126,28 +130,20 @@ class _EngineModel(nn.Module):
         head_size = size["hidden_size"] // size["num_attention_heads"]
         self.rotary = te.RotaryPositionEmbedding(head_size)(gpu_step.LENGTH).to(DEVICE)
 
-    def _quantized(self) -> AbstractContextManager[Any]:
-        named = getattr(self.engine, "autocast", None)  # before 2.8 it had another name
-        if named is not None:
-            return named(enabled=True, recipe=self.recipe)
-        return self.engine.fp8_autocast(enabled=True, fp8_recipe=self.recipe)
-
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.embed(tokens)
-        with self._quantized():
+        with gpu_engine.quantized(self.engine, self.recipe):
             for layer in self.layers:
                 hidden = layer(hidden, rotary_pos_emb=self.rotary)
         logits = self.head(self.norm(hidden))[:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def _engine(recipe: str) -> Callable[[int], tuple[float, float]]:
+def _engine(name: str) -> Callable[[int], tuple[float, float]]:
     def run(rounds: int) -> tuple[float, float]:
-        from transformer_engine.common import recipe as recipes
-
         torch.manual_seed(0)
         with gpu_step.created_in_bf16():
-            model = _EngineModel(getattr(recipes, recipe)())
+            model = _EngineModel(gpu_engine.recipe(name))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -161,9 +157,7 @@ VARIANTS = {
     "liger": _liger,
     "torchao_rowwise": _torchao("rowwise"),
     "torchao_tensorwise": _torchao("tensorwise"),
-    "te_block": _engine("Float8BlockScaling"),
-    "te_current": _engine("Float8CurrentScaling"),
-    "te_delayed": _engine("DelayedScaling"),
+    **{name: _engine(name) for name in gpu_engine.RECIPES},
 }
 
 
