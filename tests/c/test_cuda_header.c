@@ -124,6 +124,7 @@ static inline void check_prototypes(any_values v, CUcontext context, CUmodule mo
     TAKES(cuModuleGetFunction(&function, module, v.text));
     TAKES(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, v.i));
     TAKES(cuLaunchKernelEx(config, function, (void **)v.p, (void **)v.p));
+    TAKES(cuOccupancyMaxActiveClusters(&v.i, function, config));
     TAKES(cuMemsetD2D8Async((CUdeviceptr)v.id, v.s, (unsigned char)0, v.s, v.s, stream));
     TAKES(cuMemcpyHtoDAsync((CUdeviceptr)v.id, v.p, v.s, stream));
     TAKES(cuMemcpyDtoHAsync(v.p, (CUdeviceptr)v.id, v.s, stream));

@@ -115,6 +115,8 @@ typedef dw_cu_result (*dw_cu_get_proc_address)(const char *symbol, void **functi
     X(function_set, cuFuncSetAttribute, (dw_cu_function function, int attribute, int value))                           \
     X(launch, cuLaunchKernelEx,                                                                                        \
       (const dw_cu_launch_config *config, dw_cu_function function, void **arguments, void **extra))                    \
+    X(active_clusters, cuOccupancyMaxActiveClusters,                                                                   \
+      (int *clusters, dw_cu_function function, const dw_cu_launch_config *config))                                     \
     X(memset_2d, cuMemsetD2D8Async,                                                                                    \
       (dw_cu_pointer target, size_t pitch, unsigned char value, size_t width, size_t height, dw_cu_stream stream))     \
     X(copy_to_device, cuMemcpyHtoDAsync,                                                                               \

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 
 #include "core/tensor.h"
+#include "cuda/host/norm_panel.h"
 #include "cuda/host/quantize_launch.h"
 #include "deepwell/cuda.h"
 #include "formats/quantized.h"
@@ -16,13 +17,6 @@
 #define RING_STAGES_MAX 8
 #define RING_BARRIER_BYTES (8 * RING_STAGES_MAX)
 #define NORM_STATISTICS_WARPS 8
-
-/* rmsnorm_quantize_panel.cu: sizeof(panel_shared), bytes of a BF16 tile, and slices small enough for two blocks on a
- * multiprocessor. */
-#define PANEL_SHARED 24624
-#define TILE_BYTES 32768
-#define PANEL_TILES_MAX 2
-#define PANEL_CLUSTER_MAX 16
 
 /* sizeof(square_tile_shared) and what swiglu_backward_quantize adds for halves. */
 #define TILE_SHARED 23584
@@ -158,10 +152,6 @@ static dw_cuda_kernel norm_tile_kernels[] = {
     [DW_BLOCK_1X32] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_tile_bf16_e4m3_1x32__sm90"),
     [DW_BLOCK_1X128] = DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_quantize_tile_bf16_e4m3_1x128__sm90"),
 };
-static dw_cuda_kernel norm_panel_kernels[] = {
-    [DW_BLOCK_1X32] = DW_CUDA_KERNEL("common/rmsnorm_quantize_panel", "rmsnorm_quantize_panel_bf16_e4m3_1x32__sm90"),
-    [DW_BLOCK_1X128] = DW_CUDA_KERNEL("common/rmsnorm_quantize_panel", "rmsnorm_quantize_panel_bf16_e4m3_1x128__sm90"),
-};
 static dw_cuda_kernel norm_statistics_kernel =
     DW_CUDA_KERNEL("common/rmsnorm_quantize", "rmsnorm_statistics_bf16__sm90");
 static dw_cuda_kernel norm_backward_kernel = DW_CUDA_KERNEL("common/rmsnorm_backward", "rmsnorm_backward_bf16__sm90");
@@ -202,18 +192,14 @@ dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_arg
     DW_TRY(check_results(&args->spec, args->row, args->transposed, &args->x, x.rows, x.cols, &params.row,
                          &params.transposed));
     if (!x.rows || !x.cols) return DW_OK;
-    device_limits device;
-    DW_TRY(get_limits(args->x.device_id, &device));
     const int id = args->x.device_id;
-    if (args->row && args->transposed && params.raster.tile_cols <= PANEL_CLUSTER_MAX * PANEL_TILES_MAX) {
-        params.block_tiles = (int32_t)divide_up(params.raster.tile_cols, PANEL_CLUSTER_MAX);
-        const int64_t cluster = divide_up(params.raster.tile_cols, params.block_tiles);
-        dw_cuda_shape shape = {.blocks = cluster * params.raster.tile_rows,
-                               .threads = 256,
-                               .cluster = (uint32_t)cluster,
-                               .shared_bytes = (uint32_t)(PANEL_SHARED + params.block_tiles * TILE_BYTES)};
-        return dw_cuda_launch_shape(id, &norm_panel_kernels[args->spec.block], &shape, &params, stream);
+    if (args->row && args->transposed) {
+        bool launched;
+        DW_TRY(dw_norm_panel_launch(id, args->spec.block, &params, stream, &launched));
+        if (launched) return DW_OK;
     }
+    device_limits device;
+    DW_TRY(get_limits(id, &device));
     if (args->row && x.cols <= NORM_COLS_MAX) {
         dw_cuda_shape shape = {.threads = norm_threads(x.cols)};
         const int64_t rows = x.rows > params.row.scale.padded_rows ? x.rows : params.row.scale.padded_rows;

@@ -102,6 +102,10 @@ dw_status dw_cuda_kernel_load(const dw_cuda_scope *scope, dw_cuda_kernel *kernel
     return get_function(scope, kernel, &function);
 }
 
+static uint32_t cluster_blocks(const dw_cuda_launch_config *config) {
+    return config->cluster[0] * config->cluster[1] * config->cluster[2];
+}
+
 /* Raises what the function may use. Under the lock so that a smaller request never overwrites a larger one. */
 static dw_status allow(const dw_cuda_scope *scope, const dw_cuda_kernel *kernel, struct dw_cuda_function *function,
                        uint32_t shared_bytes, bool wide_cluster) {
@@ -125,20 +129,15 @@ static dw_status allow(const dw_cuda_scope *scope, const dw_cuda_kernel *kernel,
     return status;
 }
 
-dw_status dw_cuda_launch(const dw_cuda_scope *scope, dw_cuda_kernel *kernel, const dw_cuda_launch_config *config,
-                         void *stream, void **arguments) {
-    if (config->grid[0] == 0 || config->grid[1] == 0 || config->grid[2] == 0) return DW_OK;
-    struct dw_cuda_function *function;
-    DW_TRY(get_function(scope, kernel, &function));
-
-    dw_cu_launch_attribute attributes[2];
+/* A launch as the driver takes it; `attributes` has room for two. */
+static dw_cu_launch_config driver_config(const dw_cuda_launch_config *config, void *stream,
+                                         dw_cu_launch_attribute *attributes) {
     dw_cu_launch_config launch = {.shared_bytes = config->shared_bytes, .stream = stream, .attributes = attributes};
     for (int i = 0; i < 3; i++) {
         launch.grid[i] = config->grid[i];
         launch.block[i] = config->block[i];
     }
-    uint32_t cluster_blocks = config->cluster[0] * config->cluster[1] * config->cluster[2];
-    if (cluster_blocks > 1) {
+    if (cluster_blocks(config) > 1) {
         dw_cu_launch_attribute *a = &attributes[launch.attribute_count++];
         *a = (dw_cu_launch_attribute){.id = DW_CU_LAUNCH_CLUSTER_DIMENSION};
         for (int i = 0; i < 3; i++)
@@ -148,10 +147,38 @@ dw_status dw_cuda_launch(const dw_cuda_scope *scope, dw_cuda_kernel *kernel, con
         dw_cu_launch_attribute *a = &attributes[launch.attribute_count++];
         *a = (dw_cu_launch_attribute){.id = DW_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION, .value = {.programmatic = 1}};
     }
-    bool wide = cluster_blocks > PORTABLE_CLUSTER_BLOCKS;
-    if (config->shared_bytes > atomic_load_explicit(&function->shared_limit, memory_order_relaxed) ||
-        (wide && !atomic_load_explicit(&function->wide_cluster, memory_order_relaxed)))
-        DW_TRY(allow(scope, kernel, function, config->shared_bytes, wide));
+    return launch;
+}
+
+/* The kernel's function, allowed what the launch asks for. */
+static dw_status ready_function(const dw_cuda_scope *scope, dw_cuda_kernel *kernel, const dw_cuda_launch_config *config,
+                                struct dw_cuda_function **function) {
+    DW_TRY(get_function(scope, kernel, function));
+    bool wide = cluster_blocks(config) > PORTABLE_CLUSTER_BLOCKS;
+    if (config->shared_bytes > atomic_load_explicit(&(*function)->shared_limit, memory_order_relaxed) ||
+        (wide && !atomic_load_explicit(&(*function)->wide_cluster, memory_order_relaxed)))
+        return allow(scope, kernel, *function, config->shared_bytes, wide);
+    return DW_OK;
+}
+
+dw_status dw_cuda_active_clusters(const dw_cuda_scope *scope, dw_cuda_kernel *kernel,
+                                  const dw_cuda_launch_config *config, int *clusters) {
+    struct dw_cuda_function *function;
+    DW_TRY(ready_function(scope, kernel, config, &function));
+    dw_cu_launch_attribute attributes[2];
+    dw_cu_launch_config launch = driver_config(config, NULL, attributes);
+    return dw_cuda_check(scope->driver, scope->driver->active_clusters(clusters, function->handle, &launch),
+                         "cuOccupancyMaxActiveClusters", "%s, clusters of %u, %u bytes of shared memory, device %d",
+                         kernel->symbol, cluster_blocks(config), config->shared_bytes, scope->device);
+}
+
+dw_status dw_cuda_launch(const dw_cuda_scope *scope, dw_cuda_kernel *kernel, const dw_cuda_launch_config *config,
+                         void *stream, void **arguments) {
+    if (config->grid[0] == 0 || config->grid[1] == 0 || config->grid[2] == 0) return DW_OK;
+    struct dw_cuda_function *function;
+    DW_TRY(ready_function(scope, kernel, config, &function));
+    dw_cu_launch_attribute attributes[2];
+    dw_cu_launch_config launch = driver_config(config, stream, attributes);
     return dw_cuda_check(scope->driver, scope->driver->launch(&launch, function->handle, arguments, NULL),
                          "cuLaunchKernelEx", "%s, grid %ux%ux%u, block %ux%ux%u, %u bytes of shared memory, device %d",
                          kernel->symbol, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0],

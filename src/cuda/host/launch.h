@@ -44,6 +44,11 @@ typedef struct dw_cuda_launch_config {
 dw_status dw_cuda_launch(const dw_cuda_scope *scope, dw_cuda_kernel *kernel, const dw_cuda_launch_config *config,
                          void *stream, void **arguments);
 
+/* How many clusters of such a launch the GPU holds at once; 0 where a cluster is too large for it (parts of a GPU, and
+ * for more than 8 blocks whole ones, may lack a group of multiprocessors with the room). Errors as above. */
+dw_status dw_cuda_active_clusters(const dw_cuda_scope *scope, dw_cuda_kernel *kernel,
+                                  const dw_cuda_launch_config *config, int *clusters);
+
 /* Loads the kernel without launching it, for whoever wants the loading error (or its cost) now. Errors as above. */
 dw_status dw_cuda_kernel_load(const dw_cuda_scope *scope, dw_cuda_kernel *kernel);
 

@@ -99,7 +99,6 @@ dw_status dw_cuda_launch_shape(int device, dw_cuda_kernel *kernel, const dw_cuda
                        kernel->symbol, (long long)shape->blocks, INT32_MAX);
     dw_cuda_launch_config config = {
         .grid = {(uint32_t)shape->blocks, 1, 1}, .block = {shape->threads, 1, 1}, .shared_bytes = shape->shared_bytes};
-    if (shape->cluster) memcpy(config.cluster, (uint32_t[3]){shape->cluster, 1, 1}, sizeof config.cluster);
     void *arguments[] = {params};
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(device, &scope));

@@ -19,7 +19,6 @@ typedef struct dw_cuda_shape {
     int64_t blocks; /* of the grid; 0: nothing to do */
     uint32_t threads;
     uint32_t shared_bytes; /* dynamic */
-    uint32_t cluster;      /* thread blocks; 0 for none */
 } dw_cuda_shape;
 
 /* Scales of a [rows, cols] matrix: dense codes in a layout, or FP32 factors as dw_gemm reads them. */

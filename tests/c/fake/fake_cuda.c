@@ -10,6 +10,7 @@
 
 EXPORT fake_cuda_state fake_cuda = {
     .devices = 2,
+    .largest_cluster = 16,
     .major = {9, 10, 8},
     .minor = {0, 3, 6},
     .primary = {{0, 101}, {1, 102}, {2, 103}},
@@ -206,6 +207,21 @@ static dw_cu_result fake_cuLaunchKernelEx(const dw_cu_launch_config *config, dw_
     fake_cuda.launch_context = stack[depth - 1]->id;
     pthread_mutex_unlock(&recording);
     if (fake_cuda.on_launch) fake_cuda.on_launch(f->symbol, config, arguments);
+    return DW_CU_SUCCESS;
+}
+
+/* As on a GPU of `largest_cluster` multiprocessors in a group, a block on each. */
+static dw_cu_result fake_cuOccupancyMaxActiveClusters(int *clusters, dw_cu_function function,
+                                                      const dw_cu_launch_config *config) {
+    FAILS_IF_TOLD("cuOccupancyMaxActiveClusters");
+    const fake_function *f = function;
+    unsigned int blocks = 0;
+    for (unsigned int i = 0; i < config->attribute_count; i++)
+        if (config->attributes[i].id == DW_CU_LAUNCH_CLUSTER_DIMENSION) blocks = config->attributes[i].value.cluster[0];
+    if (blocks == 0 || (blocks > 8 && !f->wide_cluster)) return 1;
+    if (config->shared_bytes > 49152 && (int)config->shared_bytes > f->max_shared) return 1;
+    atomic_fetch_add(&fake_cuda.occupancies, 1);
+    *clusters = fake_cuda.largest_cluster / (int)blocks;
     return DW_CU_SUCCESS;
 }
 

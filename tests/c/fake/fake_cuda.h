@@ -27,13 +27,14 @@ typedef struct fake_cuda_state {
     int devices; /* visible: 0 to FAKE_DEVICES */
     int major[FAKE_DEVICES], minor[FAKE_DEVICES];
     int init_result;
-    int uuid;         /* first byte of device 0's */
-    const char *fail; /* symbol that fails from now on, or NULL */
-    int fail_result;  /* with this */
-    int fail_times;   /* so often, then no more; 0: always */
+    int largest_cluster; /* blocks */
+    int uuid;            /* first byte of device 0's */
+    const char *fail;    /* symbol that fails from now on, or NULL */
+    int fail_result;     /* with this */
+    int fail_times;      /* so often, then no more; 0: always */
     atomic_int retained[FAKE_DEVICES];
     atomic_int pushes, pops;
-    atomic_int module_loads, function_lookups, function_sets, launches, maps, memsets;
+    atomic_int module_loads, function_lookups, function_sets, launches, maps, memsets, occupancies;
     atomic_int allocations, streams; /* that exist now */
     atomic_int events;
     fake_context primary[FAKE_DEVICES];

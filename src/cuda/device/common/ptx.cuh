@@ -170,6 +170,15 @@ DW_DEVICE void cp_async_bulk_shared_global(void *to, const void *from, uint32_t 
                  : "memory");
 }
 
+/* The box at (x, y) of a matrix into shared memory; counts its bytes on `barrier`. */
+DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x, int y, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            to),
+        "l"(map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
+}
+
 /* ---- clusters ------------------------------------------------------------------------------------------------- */
 
 DW_DEVICE uint32_t cluster_ctarank(void) {
@@ -188,22 +197,25 @@ DW_DEVICE void barrier_cluster_arrive(void) {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
+/* Orders nothing but the barrier itself: for what a fence before it, or nothing, has to make visible. */
+DW_DEVICE void barrier_cluster_arrive_relaxed(void) {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 DW_DEVICE void barrier_cluster_wait(void) {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/* What `shared` of this thread block is in block `rank` of the cluster. */
-DW_DEVICE float ld_shared_cluster_f32(const float *shared, uint32_t rank) {
-    float v;
+/* 16 bytes to where `shared` lies in block `rank` of the cluster, counted on the barrier `barrier` of that block. */
+DW_DEVICE void st_async_v4(float *shared, uint64_t *barrier, uint32_t rank, float4 v) {
     asm volatile("{\n"
-                 ".reg .b32 there;\n"
-                 "mapa.shared::cluster.u32 there, %1, %2;\n"
-                 "ld.shared::cluster.f32 %0, [there];\n"
-                 "}"
-                 : "=f"(v)
-                 : "r"(shared_address(shared)), "r"(rank)
+                 ".reg .b32 there, counted;\n"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n"
+                 "mapa.shared::cluster.u32 counted, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [counted];\n"
+                 "}" ::"r"(shared_address(shared)),
+                 "r"(shared_address(barrier)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                  : "memory");
-    return v;
 }
 
 #endif

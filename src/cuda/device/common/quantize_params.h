@@ -8,6 +8,12 @@
 
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define DW_CUDA_ALIGNED(bytes) alignas(bytes)
+#else
+#define DW_CUDA_ALIGNED(bytes) _Alignas(bytes)
+#endif
+
 /* Where the scale of block (r, c) of the grid of blocks goes.
  * Codes: codes[r * row_stride + c * col_stride], or the tcgen05 atom when atoms_per_row is not zero. Blocks up to
  * (padded_rows, padded_cols) are written, those outside the matrix as zero.
@@ -68,9 +74,27 @@ typedef struct dw_cuda_rmsnorm_params {
     dw_cuda_quantized row;
     dw_cuda_quantized transposed;
     dw_cuda_raster raster; /* tile kernel */
-    int32_t block_tiles;   /* panel kernel: tiles of 128 columns a thread block keeps */
     int32_t stages;        /* row kernel: of the ring of rows in dynamic shared memory, at most 8 */
 } dw_cuda_rmsnorm_params;
+
+/* A driver's tensor map. */
+typedef struct dw_cuda_map {
+    DW_CUDA_ALIGNED(64) uint64_t opaque[16];
+} dw_cuda_map;
+
+/* rmsnorm_quantize_panel_*, on a grid of clusters of at most DW_CUDA_PANEL_RANKS thread blocks, one for every 128 rows.
+ * source_vector must be set, and both results wanted. Dynamic shared memory: the slots, DW_CUDA_PANEL_SHARED bytes,
+ * and a float for each column of a slice. */
+typedef struct dw_cuda_rmsnorm_panel_params {
+    dw_cuda_map x_map; /* of x: boxes of 128x128, no swizzle */
+    dw_cuda_rmsnorm_params norm;
+    int32_t block_tiles; /* tiles of 128 columns in a thread block's slice */
+    int32_t slots;       /* of 128x128 elements of x in shared memory: those of a slice that are not in registers */
+} dw_cuda_rmsnorm_panel_params;
+
+#define DW_CUDA_PANEL_RANKS 16
+#define DW_CUDA_PANEL_SLOTS 3 /* at most */
+#define DW_CUDA_PANEL_SHARED 8736
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when
  * given; dweight partial sums [blocks, cols] in FP32, one row per thread block. */

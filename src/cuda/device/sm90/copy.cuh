@@ -5,17 +5,8 @@
 
 #include "common/ptx.cuh"
 
-/* The box at (x, y) of a matrix into shared memory; counts its bytes on `barrier`. */
-DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x, int y, uint32_t barrier) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-            to),
-        "l"(map), "r"(x), "r"(y), "r"(barrier)
-        : "memory");
-}
-
-/* The same into every block of the cluster that `blocks` names, at the same address there, counting on the same
- * barrier of each. */
+/* cp_async_bulk_tensor_2d_load into every block of the cluster that `blocks` names, at the same address there, counting
+ * on the same barrier of each. */
 DW_DEVICE void cp_async_bulk_tensor_2d_multicast(uint32_t to, const void *map, int x, int y, uint32_t barrier,
                                                  uint16_t blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "

@@ -1,0 +1,192 @@
+/* RMSNorm in both forms: how panels are spread over clusters, and which kernels a request becomes on a stand-in
+ * driver. */
+#include "support.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "cuda/host/images.h"
+#include "cuda/host/norm_panel.h"
+#include "deepwell/deepwell.h"
+#include "fake/fake_cuda.h"
+
+#define H100_SHARED_BYTES 233472 /* of a multiprocessor; each block takes 1 KiB for the system */
+
+static fake_cuda_state *fake;
+static dw_context *context;
+
+static void panels_cover_the_row_and_fit(void **state) {
+    (void)state;
+    dw_norm_panel p;
+    assert_false(dw_norm_panel_of(0, &p));
+    for (int64_t tiles = 1; tiles <= 64; tiles++) {
+        assert_true(dw_norm_panel_of(tiles, &p));
+        assert_in_range(p.cluster, 1, DW_CUDA_PANEL_RANKS);
+        assert_true(p.cluster * p.block_tiles >= tiles);
+        assert_true((p.cluster - 1) * p.block_tiles < tiles); /* no block without a tile */
+        assert_in_range(p.block_tiles - p.held, 1, DW_CUDA_PANEL_SLOTS);
+        assert_true(p.held <= 1);
+        assert_true(p.shared_bytes >=
+                    (uint32_t)(p.block_tiles - p.held) * 32768 + DW_CUDA_PANEL_SHARED + (uint32_t)p.block_tiles * 512);
+        assert_true((uint32_t)p.blocks_per_multiprocessor * (p.shared_bytes + 1024) <= H100_SHARED_BYTES);
+    }
+    assert_false(dw_norm_panel_of(65, &p));
+}
+
+/* ---- requests ---- */
+
+static char launched[4][128];
+static unsigned int clusters[4];
+static dw_cuda_rmsnorm_panel_params panel;
+static int launches;
+
+static void record(const char *symbol, const dw_cu_launch_config *config, void **arguments) {
+    assert_in_range(launches, 0, 3);
+    snprintf(launched[launches], sizeof launched[launches], "%s", symbol);
+    clusters[launches] = 1;
+    for (unsigned int i = 0; i < config->attribute_count; i++)
+        if (config->attributes[i].id == DW_CU_LAUNCH_CLUSTER_DIMENSION)
+            clusters[launches] = config->attributes[i].value.cluster[0];
+    assert_int_equal(config->grid[0] % clusters[launches], 0);
+    if (strstr(symbol, "panel")) {
+        memcpy(&panel, arguments[0], sizeof panel);
+        assert_int_equal(config->grid[0] / clusters[launches], panel.norm.raster.tile_rows);
+        assert_int_equal(config->block[0], 256);
+    }
+    launches++;
+}
+
+static void *device_memory(int number, int64_t offset) {
+    return (void *)(uintptr_t)((0x100 + number) * (int64_t)0x10000000 + offset);
+}
+
+static dw_tensor on_gpu(dw_tensor tensor, int device) {
+    tensor.device_type = DW_DEVICE_CUDA;
+    tensor.device_id = device;
+    return tensor;
+}
+
+static dw_tensor matrix(int number, int64_t offset, dw_dtype dtype, int64_t rows, int64_t cols, int device) {
+    return on_gpu(dw_matrix(device_memory(number, offset), dtype, rows, cols), device);
+}
+
+static dw_tensor vector(int number, dw_dtype dtype, int64_t length, int device) {
+    dw_tensor made = {.data = device_memory(number, 0), .dtype = dtype, .rank = 1, .shape = {length}, .strides = {1}};
+    return on_gpu(made, device);
+}
+
+/* The kernels that [rows, cols] become; `offset` bytes off alignment. */
+static void request(int64_t rows, int64_t cols, int64_t offset, dw_block block, bool both, int device) {
+    dw_quantize_spec spec = {.element = DW_E4M3, .block = block, .layout = DW_SCALE_ROW};
+    dw_quantized forms[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t m = i ? cols : rows, n = i ? rows : cols;
+        int64_t shape[2];
+        ASSERT_OK(dw_scale_shape(&spec, m, n, shape));
+        forms[i] = (dw_quantized){matrix(4 + i, 0, DW_E4M3, m, n, device),
+                                  matrix(6 + i, 0, DW_E8M0, shape[0], shape[1], device)};
+    }
+    dw_rmsnorm_quantize_args args = {.x = matrix(0, offset, DW_BF16, rows, cols, device),
+                                     .weight = vector(1, DW_BF16, cols, device),
+                                     .eps = 1e-5f,
+                                     .spec = spec,
+                                     .row = &forms[0],
+                                     .transposed = both ? &forms[1] : NULL,
+                                     .y = matrix(2, 0, DW_BF16, rows, cols, device),
+                                     .rstd = vector(3, DW_F32, rows, device)};
+    launches = 0;
+    memset(&panel, 0, sizeof panel);
+    ASSERT_OK(dw_rmsnorm_quantize(context, &args, NULL));
+}
+
+static void expect_two_kernels(void) {
+    assert_int_equal(launches, 2);
+    assert_non_null(strstr(launched[0], "rmsnorm_quantize_row"));
+    assert_non_null(strstr(launched[1], "rmsnorm_quantize_tile"));
+}
+
+static void expect_panel(const char *symbol, unsigned int cluster, int block_tiles, int slots) {
+    assert_int_equal(launches, 1);
+    assert_string_equal(launched[0], symbol);
+    assert_int_equal(clusters[0], cluster);
+    assert_int_equal(panel.block_tiles, block_tiles);
+    assert_int_equal(panel.slots, slots);
+}
+
+#define NAME(block, tile) "rmsnorm_quantize_panel_bf16_e4m3_" block "__sm90_128x" tile
+
+static void widths_choose_the_kernel(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    request(16, 128, 0, DW_BLOCK_1X128, true, 0);
+    expect_panel(NAME("1x128", "384"), 1, 1, 1);
+    request(300, 2048, 0, DW_BLOCK_1X32, true, 0);
+    expect_panel(NAME("1x32", "384"), 8, 2, 2);
+    request(256, 4096, 0, DW_BLOCK_1X128, true, 0);
+    expect_panel(NAME("1x128", "256"), 16, 2, 2);
+    assert_int_equal(fake->map_type, DW_CU_TENSOR_BFLOAT16);
+    assert_int_equal(fake->map_swizzle, DW_CU_SWIZZLE_NONE);
+    request(16, 4104, 0, DW_BLOCK_1X128, true, 0);
+    expect_panel(NAME("1x128", "384"), 11, 3, 3);
+    request(129, 7168, 0, DW_BLOCK_1X32, true, 0);
+    expect_panel(NAME("1x32", "512"), 14, 4, 3);
+    request(16, 8192, 0, DW_BLOCK_1X128, true, 0);
+    expect_panel(NAME("1x128", "512"), 16, 4, 3);
+    request(16, 8200, 0, DW_BLOCK_1X128, true, 0);
+    expect_two_kernels();
+    request(16, 14336, 0, DW_BLOCK_1X32, true, 0);
+    expect_two_kernels();
+}
+
+static void what_copies_cannot_take_goes_to_two_kernels(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    request(16, 1001, 0, DW_BLOCK_1X128, true, 0); /* rows of 2002 bytes */
+    expect_two_kernels();
+    request(16, 4096, 2, DW_BLOCK_1X128, true, 0);
+    expect_two_kernels();
+    request(16, 4096, 0, DW_BLOCK_1X128, false, 0); /* rows alone */
+    assert_int_equal(launches, 1);
+    assert_non_null(strstr(launched[0], "rmsnorm_quantize_row"));
+}
+
+/* On a device that the other tests leave alone, since the answers are kept. */
+static void clusters_must_fit_the_device(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    fake->largest_cluster = 15;
+    const int before = fake->occupancies;
+    request(16, 4096, 0, DW_BLOCK_1X128, true, 1);
+    expect_two_kernels();
+    request(64, 4096, 0, DW_BLOCK_1X128, true, 1);
+    expect_two_kernels();
+    assert_int_equal(fake->occupancies - before, 1); /* asked once */
+    request(16, 3840, 0, DW_BLOCK_1X128, true, 1);
+    expect_panel(NAME("1x128", "256"), 15, 2, 2);
+    assert_int_equal(fake->occupancies - before, 2);
+    request(16, 256, 0, DW_BLOCK_1X128, true, 1); /* a single block needs no cluster */
+    expect_panel(NAME("1x128", "384"), 1, 2, 2);
+    assert_int_equal(fake->occupancies - before, 2);
+    fake->largest_cluster = 16;
+}
+
+int main(void) {
+    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
+    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    fake = dlsym(library, "fake_cuda");
+    fake->on_launch = record;
+    if (dw_context_create(NULL, &context) != DW_OK) return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(panels_cover_the_row_and_fit),
+        cmocka_unit_test(widths_choose_the_kernel),
+        cmocka_unit_test(what_copies_cannot_take_goes_to_two_kernels),
+        cmocka_unit_test(clusters_must_fit_the_device),
+    };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    dw_context_destroy(context);
+    return failed;
+}
