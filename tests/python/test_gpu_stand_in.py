@@ -59,6 +59,30 @@ def test_bench_measures_the_rows_of_the_gpu(machine: dict[str, str]) -> None:
     assert text.count("of copy") == 3
 
 
+def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) -> None:
+    known = json.loads(run("info", "--json", env=machine).stdout)["kernels"]
+    known = {row["name"]: row for row in known if row["operation"] == "gemm"}
+    assert len(known) >= 20
+    assert all(row["available"] for row in known.values())
+    assert known["gemm_nt_e4m3_e8m0_1x128_128x128_bf16__sm90_64x128"]["form"] == (
+        "1x128 by 128x128, e8m0 scales, tile 64x128"
+    )
+    done = run("selftest", "gemm_*__sm90_64x*", check=False, env=machine)  # kernels that do nothing
+    assert done.returncode == 1
+    assert done.stdout.count("elements differ") == 4
+    environment = {**machine, "DEEPWELL_LIBCUBLASLT": str(STAND_IN.parent / "none.so")}
+    report = json.loads(run("bench", "gemm_*__sm90_*", "--size", 1, "--json", env=environment).stdout)
+    assert [row["kernel"] for row in report["rows"]] == list(known)
+    for row in report["rows"]:
+        assert row["milliseconds"] == pytest.approx(0.1)  # the stand-in's clock
+        assert row["groups"] == (8 if "grouped" in row["kernel"] else 1)
+        assert row["tflop_per_s"] == pytest.approx(2 * row["m"] * row["n"] * row["k"] / 1e-4 / 1e12)
+        assert row["fraction_of_peak"] == pytest.approx(row["tflop_per_s"] / row["peak_tflop_per_s"])
+        assert "cublaslt_tflop_per_s" not in row
+    text = run("bench", "gemm_nt_e4m3_f32_1x128_128x128_f32*", "--size", 1, env=machine).stdout
+    assert text.count("of peak") == 2
+
+
 def test_a_kernel_that_fails_its_selftest_is_a_warning(machine: dict[str, str]) -> None:
     script = """
 import warnings, torch
