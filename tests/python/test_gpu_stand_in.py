@@ -64,12 +64,14 @@ def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) 
     known = {row["name"]: row for row in known if row["operation"] == "gemm"}
     assert len(known) >= 20
     assert all(row["available"] for row in known.values())
-    assert known["gemm_nt_e4m3_e8m0_1x128_128x128_bf16__sm90_64x128"]["form"] == (
-        "1x128 by 128x128, e8m0 scales, tile 64x128"
-    )
-    done = run("selftest", "gemm_*__sm90_64x*", check=False, env=machine)  # kernels that do nothing
+    for name, row in known.items():
+        tile = name.split("__sm90_")[1].removesuffix("_pair")
+        assert row["form"].startswith("1x128 by ")
+        assert row["form"].endswith(f"tile {tile}")
+    name = min(known)
+    done = run("selftest", name, check=False, env=machine)  # a kernel that does nothing
     assert done.returncode == 1
-    assert done.stdout.count("elements differ") == 4
+    assert "elements differ" in done.stdout
     environment = {**machine, "DEEPWELL_LIBCUBLASLT": str(STAND_IN.parent / "none.so")}
     report = json.loads(run("bench", "gemm_*__sm90_*", "--size", 1, "--json", env=environment).stdout)
     assert [row["kernel"] for row in report["rows"]] == list(known)
@@ -80,7 +82,7 @@ def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) 
         assert row["fraction_of_peak"] == pytest.approx(row["tflop_per_s"] / row["peak_tflop_per_s"])
         assert "cublaslt_tflop_per_s" not in row
     text = run("bench", "gemm_nt_e4m3_f32_1x128_128x128_f32*", "--size", 1, env=machine).stdout
-    assert text.count("of peak") == 2
+    assert text.count("of peak") == sum(name.startswith("gemm_nt_e4m3_f32_1x128_128x128_f32") for name in known)
 
 
 def test_a_kernel_that_fails_its_selftest_is_a_warning(machine: dict[str, str]) -> None:
