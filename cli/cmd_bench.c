@@ -1,10 +1,12 @@
-/* deepwell bench: every kernel of the table against memcpy, or against a copy on the GPU it runs on. */
+/* deepwell bench: every kernel of the table against memcpy, or against a copy on the GPU it runs on; matrix kernels
+ * against the tensor cores' peak and cuBLASLt. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bench_case.h"
+#include "bench_gemm.h"
 #include "bench_gpu.h"
 #include "signals.h"
 
@@ -15,11 +17,14 @@ static const char help[] =
     "line is the median over calls that take turns with memcpy on as many threads, over buffers larger than the\n"
     "caches (a CPU kernel that is far from memory's speed gets a sixteenth of the rows). Kernels of a GPU take turns\n"
     "with a copy in its memory. GB/s count bytes read and written; \"of memcpy\", \"of copy\" is the part of the\n"
-    "copy's GB/s in the same loop.\n"
+    "copy's GB/s in the same loop. Matrix kernels run a product that they are meant for, over operands larger than "
+    "the\n"
+    "cache, in turn with cuBLASLt where that has it; \"of peak\" is the part of what the tensor cores could do at the\n"
+    "highest clock.\n"
     "FILTER is part of a kernel's name, or a pattern such as 'quantize_row_*__avx2'.\n"
     "\n"
     "Options:\n"
-    "  --size MIB   size of the high-precision matrix in MiB (default 64, on a GPU 256)\n"
+    "  --size MIB   size of the high-precision matrix in MiB (default 64, on a GPU 256); limits a product's operands\n"
     "  --threads N  CPU threads (default: DEEPWELL_THREADS, else all)\n"
     "  --gpu N      the GPU to use (default: the first that the kernel is for)\n"
     "  --json       print JSON\n"
@@ -93,6 +98,30 @@ static dw_status run_kernel(bench_session *session, bench_case one) {
     return DW_OK;
 }
 
+static void report_product(bench_session *session, const dw_kernel_info *info, const bench_product *p) {
+    const double rate = 1e-12 * bench_gemm_rate(p, p->seconds), peak = 1e-12 * p->peak;
+    const double peer = p->peer_seconds > 0 ? 1e-12 * bench_gemm_rate(p, p->peer_seconds) : 0;
+    session->measured++;
+    if (session->rows) {
+        json_t *row =
+            json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:i, s:f, s:f, s:f, s:f}", "kernel", info->name, "operation",
+                      dw_operation_name(info->operation), "m", (json_int_t)p->m, "n", (json_int_t)p->n, "k",
+                      (json_int_t)p->k, "groups", p->groups, "repetitions", p->repetitions, "milliseconds",
+                      1e3 * p->seconds, "tflop_per_s", rate, "peak_tflop_per_s", peak, "fraction_of_peak", rate / peak);
+        if (peer > 0) json_object_set_new(row, "cublaslt_tflop_per_s", json_real(peer));
+        json_array_append_new(session->rows, row);
+        return;
+    }
+    char title[128], groups[32] = "";
+    if (p->groups > 1) snprintf(groups, sizeof groups, ", %d groups", p->groups);
+    snprintf(title, sizeof title, "%lldx%lldx%lld%s", (long long)p->m, (long long)p->n, (long long)p->k, groups);
+    printf("%-62s  %-28s  %8.3f ms  %8.1f TFLOP/s  %5.2f of peak", info->name, title, 1e3 * p->seconds, rate,
+           rate / peak);
+    if (peer > 0) printf("  cuBLASLt %8.1f TFLOP/s  %5.2f of it", peer, rate / peer);
+    putchar('\n');
+    fflush(stdout);
+}
+
 /* Opens the GPU that kernels of this target are to run on, and closes another one; `here` is false when the user chose
  * a GPU of another kind. */
 static dw_status choose_device(bench_session *session, const char *target, bool *here) {
@@ -113,6 +142,7 @@ static dw_status run_all(bench_session *session) {
             dw_status status = dw_kernel_get(context, i, &one.info);
             if (status != DW_OK) return status;
             if (!cli_matches(session->filter, one.info.name) || !one.info.available) continue;
+            if (one.info.operation == DW_OP_GEMM) continue;
             if (!serves(one.info.sources, one.high) || !serves(one.info.elements, DW_E4M3)) continue;
             bool here = true;
             status = choose_device(session, one.info.target, &here);
@@ -122,6 +152,25 @@ static dw_status run_all(bench_session *session) {
             status = run_kernel(session, one);
             if (status != DW_OK) return status;
         }
+    }
+    return DW_OK;
+}
+
+static dw_status run_products(bench_session *session) {
+    dw_context *context = session->bench.context;
+    bench_gpu_end(&session->gpu); /* its memory is wanted */
+    for (size_t i = 0; i < dw_kernel_count(context); i++) {
+        dw_kernel_info info;
+        dw_status status = dw_kernel_get(context, i, &info);
+        if (status != DW_OK) return status;
+        if (info.operation != DW_OP_GEMM || !cli_matches(session->filter, info.name) || !info.available) continue;
+        const int device = cli_find_gpu(info.target, session->gpu_chosen);
+        if (device < 0) continue;
+        bench_product product;
+        status = bench_gemm_run(context, &info, device, session->gpu_mebibytes, &product);
+        if (status != DW_OK) return status;
+        report_product(session, &info, &product);
+        if (cli_signal()) return DW_ERROR_CANCELLED;
     }
     return DW_OK;
 }
@@ -181,6 +230,7 @@ int cmd_bench(int argc, const char **argv) {
         cli_signals_catch();
         dw_status status = bench_start((int)threads, size, &session.bench);
         if (status == DW_OK) status = run_all(&session);
+        if (status == DW_OK) status = run_products(&session);
         code = finish(&session, status);
         bench_gpu_end(&session.gpu);
         bench_end(&session.bench);

@@ -20,9 +20,9 @@ class KernelInfo:
     operation is the module type, target is "python" and the tuples are empty. reason: why it is not available.
     priority: among those that can serve a request the highest runs: 0 the scalar reference and the library's own way
     with a module, 10 AVX2, 20 AVX-512 and GPUs, 100 what `register_kernel` registered, and what a plug-in says for its
-    own. alignment: bytes that the high-precision side must be aligned to, 0: its elements' size. form: of a matrix kernel
-    ("gemm"), its operands, scales, groups and tile in words; sources is then the type of its result, blocks those of both
-    operands, layouts empty when its scales are FP32, and the one with the least predicted time runs."""
+    own. alignment: bytes that the high-precision side must be aligned to, 0: its elements' size. form: of a matrix
+    kernel ("gemm"), its operands, scales, groups and tile in words; sources is then the type of its result, blocks
+    those of both operands, layouts empty when its scales are FP32, and the one with the least predicted time runs."""
 
     name: str
     target: str

@@ -59,6 +59,32 @@ def test_bench_measures_the_rows_of_the_gpu(machine: dict[str, str]) -> None:
     assert text.count("of copy") == 3
 
 
+def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) -> None:
+    known = json.loads(run("info", "--json", env=machine).stdout)["kernels"]
+    known = {row["name"]: row for row in known if row["operation"] == "gemm"}
+    assert len(known) >= 20
+    assert all(row["available"] for row in known.values())
+    for name, row in known.items():
+        tile = name.split("__sm90_")[1].removesuffix("_pair")
+        assert row["form"].startswith("1x128 by ")
+        assert row["form"].endswith(f"tile {tile}")
+    name = min(known)
+    done = run("selftest", name, check=False, env=machine)  # a kernel that does nothing
+    assert done.returncode == 1
+    assert "elements differ" in done.stdout
+    environment = {**machine, "DEEPWELL_LIBCUBLASLT": str(STAND_IN.parent / "none.so")}
+    report = json.loads(run("bench", "gemm_*__sm90_*", "--size", 1, "--json", env=environment).stdout)
+    assert [row["kernel"] for row in report["rows"]] == list(known)
+    for row in report["rows"]:
+        assert row["milliseconds"] == pytest.approx(0.1)  # the stand-in's clock
+        assert row["groups"] == (8 if "grouped" in row["kernel"] else 1)
+        assert row["tflop_per_s"] == pytest.approx(2 * row["m"] * row["n"] * row["k"] / 1e-4 / 1e12)
+        assert row["fraction_of_peak"] == pytest.approx(row["tflop_per_s"] / row["peak_tflop_per_s"])
+        assert "cublaslt_tflop_per_s" not in row
+    text = run("bench", "gemm_nt_e4m3_f32_1x128_128x128_f32*", "--size", 1, env=machine).stdout
+    assert text.count("of peak") == sum(name.startswith("gemm_nt_e4m3_f32_1x128_128x128_f32") for name in known)
+
+
 def test_a_kernel_that_fails_its_selftest_is_a_warning(machine: dict[str, str]) -> None:
     script = """
 import warnings, torch
