@@ -47,8 +47,8 @@ def line(device: str, kind: str, fmt: str, rate: str, shape: tuple[int, int, int
 
 
 def layer_rows(device: str, benchmark: str, host_bound: tuple[str, ...], host_bound_fp8: tuple[str, ...]) -> list[str]:
-    """Whole layers, forward and backward: by the device's time where that was measured apart, else leaving out those that
-    the host holds back."""
+    """Whole layers, forward and backward: by the device's time where that was measured apart, else leaving out those
+    that the host holds back."""
     rows, source = load(device, benchmark)
     lines = []
     for case, row in rows.items():
