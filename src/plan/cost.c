@@ -94,10 +94,6 @@ static void close_cost(dw_cost *cost, const dw_settings *settings, dw_format for
     cost->known = known;
 }
 
-static double launch_ms(const dw_settings *settings, int launches) {
-    return launches * dw_evidence_value(&settings->facts, DW_EVIDENCE_LAUNCH, DW_FORMAT_FULL);
-}
-
 /* Elements of the input of all matrices together, once for each time it runs. */
 static double input_elements(const dw_layer *layer, const dw_settings *settings) {
     return dw_layer_rows(layer, settings) * (double)dw_layer_matrices(layer) * (double)layer->in_features;
@@ -116,8 +112,8 @@ static int64_t weight_bytes(const dw_layer *layer, const dw_settings *settings) 
 static dw_cost product_full(const dw_layer *layer, const dw_settings *settings) {
     dw_cost cost = {.weight_bytes = weight_bytes(layer, settings)};
     dw_products ms = products(layer, settings, DW_FORMAT_FULL);
-    cost.forward_ms = ms.forward + launch_ms(settings, 1);
-    cost.backward_ms = ms.data + ms.weight + launch_ms(settings, (ms.data > 0) + (ms.weight > 0));
+    cost.forward_ms = ms.forward;
+    cost.backward_ms = ms.data + ms.weight;
     if (!settings->inference && !layer->frozen && layer->shares_input < 0)
         cost.saved_bytes = whole(input_elements(layer, settings) * dw_dtype_bytes(layer->dtype));
     close_cost(&cost, settings, DW_FORMAT_FULL, dw_layer_runs(layer), ms.forward > 0);
@@ -140,10 +136,9 @@ static dw_cost product_candidate(const dw_layer *layer, const dw_settings *setti
     double x =
         neighbours.input_quantized ? 0 : quantize_ms(settings, inputs, neighbours.input_fused ? 0 : bytes, input);
     double w = quantize_ms(settings, weights, bytes, weight), dy = quantize_ms(settings, outputs, bytes, gradient);
-    bool apart = x > 0 && !neighbours.input_fused;
     cost.quantize_ms = x + w + dy;
-    cost.forward_ms = ms.forward + x + w + launch_ms(settings, 2 + apart);
-    cost.backward_ms = ms.data + ms.weight + dy + launch_ms(settings, (ms.data > 0) + (ms.weight > 0) + (dy > 0));
+    cost.forward_ms = ms.forward + x + w;
+    cost.backward_ms = ms.data + ms.weight + dy;
     cost.weight_bytes += with_scales(weights, settings, form_count(weight));
     if (!settings->inference && !layer->frozen && !neighbours.input_quantized)
         cost.saved_bytes = with_scales(inputs, settings, 1); /* its transposed form, in place of the input */
@@ -180,11 +175,11 @@ static dw_cost memory_bound(const dw_layer *layer, const dw_settings *settings, 
         double forward = dw_rate_of(&settings->facts, fused ? streams[i].rates[0] : DW_RATE_COPY);
         double backward = dw_rate_of(&settings->facts, fused ? streams[i].rates[1] : DW_RATE_COPY);
         double elements = input_elements(layer, settings);
-        cost.forward_ms = 1e3 * elements * bytes->forward / forward / settings->cpu_scale + launch_ms(settings, 1);
+        cost.forward_ms = 1e3 * elements * bytes->forward / forward / settings->cpu_scale;
         cost.alone_ms = cost.forward_ms;
         cost.known = layer->in_features > 0;
         if (settings->inference) continue;
-        cost.backward_ms = 1e3 * elements * bytes->backward / backward / settings->cpu_scale + launch_ms(settings, 1);
+        cost.backward_ms = 1e3 * elements * bytes->backward / backward / settings->cpu_scale;
         cost.saved_bytes = whole(elements * bytes->kept);
         cost.alone_ms += cost.backward_ms;
     }
@@ -197,8 +192,8 @@ static dw_cost attention(const dw_layer *layer, const dw_settings *settings) {
     dw_cost cost = {0};
     if (rate == 0 || layer->in_features == 0) return cost;
     double flops = 2.0 * dw_layer_rows(layer, settings) * (double)settings->sequence * (double)layer->in_features;
-    cost.forward_ms = 1e3 * flops / rate + launch_ms(settings, 1);
-    cost.backward_ms = settings->inference ? 0 : 2.5e3 * flops / rate + launch_ms(settings, 1);
+    cost.forward_ms = 1e3 * flops / rate;
+    cost.backward_ms = settings->inference ? 0 : 2.5e3 * flops / rate;
     if (!settings->inference) cost.saved_bytes = whole(input_elements(layer, settings) * 2 * 2);
     cost.alone_ms = cost.forward_ms + cost.backward_ms;
     cost.known = true;

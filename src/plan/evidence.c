@@ -79,7 +79,6 @@ static const char *kind_text(const dw_evidence_row *row, const char **unit) {
     case DW_EVIDENCE_WEIGHT: return "weight gradient's product";
     case DW_EVIDENCE_ATTENTION: return "causal attention, forward + backward";
     case DW_EVIDENCE_HOST: *unit = "ms"; return "host time of a layer, forward + backward";
-    case DW_EVIDENCE_LAUNCH: *unit = "ms"; return "between two kernels";
     case DW_EVIDENCE_RATE: *unit = "TB/s"; return rate_text(row->rate);
     }
     return "";
@@ -180,15 +179,13 @@ static double ideal_layer_ms(const dw_device_facts *facts, dw_format format, dim
            ideal_ms(facts, format, (dims){d.n, d.k, d.m}, groups);
 }
 
-/* What a layer's measurement includes besides its products: launches, and the quantization of x, dy and w from BF16
- * in both orientations (on the CPU: from FP32, and decoding). */
+/* What a layer's measurement includes besides its products: the quantization of x, dy and w from BF16 in both
+ * orientations (on the CPU: from FP32, and decoding). */
 static double overhead_ms(const dw_device_facts *facts, dw_format format, dims d) {
-    double launches = format == DW_FORMAT_QUANTIZED ? 6 : 3;
-    double ms = launches * dw_evidence_value(facts, DW_EVIDENCE_LAUNCH, DW_FORMAT_FULL);
-    if (format == DW_FORMAT_FULL) return ms;
+    if (format == DW_FORMAT_FULL) return 0;
     double elements = d.m * d.k + d.m * d.n + d.n * d.k;
-    if (facts->multiprocessors) return ms + 4e3 * elements / dw_rate_of(facts, DW_RATE_QUANTIZE_BOTH);
-    return ms + 6e3 * elements / dw_rate_of(facts, DW_RATE_QUANTIZE_BOTH) +
+    if (facts->multiprocessors) return 4e3 * elements / dw_rate_of(facts, DW_RATE_QUANTIZE_BOTH);
+    return 6e3 * elements / dw_rate_of(facts, DW_RATE_QUANTIZE_BOTH) +
            10e3 * elements / dw_rate_of(facts, DW_RATE_DECODE);
 }
 

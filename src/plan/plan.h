@@ -80,7 +80,6 @@ typedef enum dw_evidence_kind {
     DW_EVIDENCE_PRODUCT,   /* a product of rows by rows: forward, data gradient */
     DW_EVIDENCE_WEIGHT,    /* a weight gradient's product: dimensions N, K, M of the layer */
     DW_EVIDENCE_HOST,      /* a layer so small that the host's time is all: ms forward and backward */
-    DW_EVIDENCE_LAUNCH,    /* ms between two kernels */
     DW_EVIDENCE_RATE,      /* TB/s, read and written */
     DW_EVIDENCE_ATTENTION, /* TFLOP/s, causal, forward and backward */
 } dw_evidence_kind;

@@ -73,6 +73,15 @@ static void each_reason(void **state) {
     dw_layer layer = linear("a", 4096, 4096);
     assert_reason(layer, cpu, DW_ACTION_CONVERT, "emulated exactly");
     assert_reason(layer, (dw_plan_options){.target = "blackwell"}, DW_ACTION_CONVERT, "emulates blackwell exactly");
+    const dw_plan_options as_hopper = {.target = "hopper"};
+    assert_reason(layer, as_hopper, DW_ACTION_CONVERT, "emulates hopper, but for the weight gradient's blocks");
+    assert_reason(layer, (dw_plan_options){.target = "hopper", .inference = true}, DW_ACTION_CONVERT,
+                  "emulates hopper exactly");
+    assert_reason(layer, (dw_plan_options){.target = "hopper", .block_size = 32}, DW_ACTION_CONVERT,
+                  "emulates hopper exactly");
+    layer.frozen = true;
+    assert_reason(layer, as_hopper, DW_ACTION_CONVERT, "emulates hopper exactly");
+    layer.frozen = false;
     assert_reason(layer, hopper, DW_ACTION_CONVERT, "FP8 products on this GPU");
     assert_reason(layer, (dw_plan_options){.precision = "bf16"}, DW_ACTION_KEEP, "precision bf16 quantizes nothing");
     assert_reason(layer, (dw_plan_options){.strategy = "bf16_fused"}, DW_ACTION_KEEP, "precision bf16");
@@ -82,8 +91,10 @@ static void each_reason(void **state) {
                   "in_features 4104 is not a multiple of 16, which FP8 products on Hopper need");
     assert_reason(linear("a", 8192, 8208), blackwell, DW_ACTION_KEEP,
                   "out_features 8208 is not a multiple of 32, which FP8 products on Blackwell need");
-    assert_reason(linear("a", 4096, 1024), hopper, DW_ACTION_KEEP,
-                  "may lose: FP8 was measured to win on Hopper from 4096 in one dimension and 12,582,912 weights; "
+    assert_reason(linear("a", 4096, 1024), hopper, DW_ACTION_CONVERT, "FP8 products on this GPU");
+    assert_reason(linear("a", 2048, 2048), (dw_plan_options){.device = "hopper", .tokens = 2048, .sequence = 2048},
+                  DW_ACTION_KEEP,
+                  "may lose: FP8 was measured to win on Hopper from 4096 in one dimension and 4,194,304 weights; "
                   "predicted ");
     layer.dtype = "float64";
     assert_reason(layer, cpu, DW_ACTION_KEEP, "its weight is float64; float32, float16 and bfloat16 are converted");
@@ -119,7 +130,8 @@ static void each_kind(void **state) {
     layer.kind = DW_LAYER_EXPERTS;
     layer.matrices = 8;
     assert_reason(layer, cpu, DW_ACTION_CONVERT, "emulated exactly");
-    assert_reason(layer, hopper, DW_ACTION_KEEP, "experts: FP8 products of them were not measured");
+    assert_reason(layer, hopper, DW_ACTION_KEEP,
+                  "experts: this version's grouped FP8 products are in the C library only");
     assert_reason(layer, (dw_plan_options){.device = "hopper", .strategy = "mxfp8_moe", .tokens = 65536},
                   DW_ACTION_CONVERT, "FP8");
     assert_reason(layer, (dw_plan_options){.strategy = "mxfp8_dense"}, DW_ACTION_KEEP, "the strategy mxfp8_dense");
@@ -399,8 +411,8 @@ static void a_frontier_size_model_is_planned_in_no_time(void **state) {
     assert_true(ms < 200); /* 20 are promised; the rest is for sanitizers, emulators and busy machines */
     dw_plan_summary summary;
     dw_plan_summarize(plan, &summary);
-    assert_int_equal(summary.converted, 30 * 5);
-    assert_int_equal(summary.kept, 224 - 150);
+    assert_int_equal(summary.converted, 30 * 7);
+    assert_int_equal(summary.kept, 2 * 7);
     dw_plan_destroy(plan);
 }
 

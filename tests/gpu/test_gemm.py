@@ -4,8 +4,8 @@ Operands are quantized here by an independent statement of NUMERICS.md. Toleranc
 the tensor core aligns 32 products and the sum so far to the largest and keeps about 14 bits, rounding toward zero, so
 each of 33 addends loses less than 2^-13 of the largest: 4 * 33 * 2^-13 < 2^-5.9 of the terms' magnitudes at the very
 worst for one element, and 2^-11 in norm over many (see test_linear.py). FP32 sums and the result's own rounding (2^-8
-of a BF16 value at most; in norm, what rounding the exact results costs) come on top. A wrong scale is wrong by a factor of two or
-more, and sums of small integers must be exact."""
+of a BF16 value at most; in norm, what rounding the exact results costs) come on top. A wrong scale is wrong by a factor
+of two or more, and sums of small integers must be exact."""
 
 from __future__ import annotations
 
@@ -79,15 +79,15 @@ def check(out: torch.Tensor, expected: torch.Tensor, size: torch.Tensor, first: 
         f"{int(wrong.sum())} elements, first at {wrong.nonzero()[0].tolist()}: "
         f"{out[wrong][0].item()} should be {expected[wrong][0].item()}"
     )
-    # How far a number is from the nearest one of the result's type changes by no more than the number does, so sums that
-    # are off by `off` end up within what rounding the exact ones costs and twice that.
+    # How far a number is from the nearest one of the result's type changes by no more than the number does, so sums
+    # that are off by `off` end up within what rounding the exact ones costs and twice that.
     rounded = sum(nearest(t, out.dtype).norm() for t in (expected, first) if t is not None)
     off = IN_NORM * torch.maximum(expected.norm(), size.norm() / 8)
     assert error.norm() <= 2 * off + rounded
 
 
 def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """How far each is from what it becomes in that type; FP32 sums are rounded more than once, so a few times as far."""
+    """How far each is from what it becomes in that type; FP32 sums are rounded more than once: a few times as far."""
     return (values.to(dtype).double() - values) * (1 if dtype == torch.bfloat16 else 4)
 
 
