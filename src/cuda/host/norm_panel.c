@@ -12,11 +12,12 @@
 
 /* Two tiles for each block wherever that is enough, the fewest for which the cost of a block's start and of its wait
  * for the cluster is small; three blocks on a multiprocessor then overlap best, but for small clusters, where two were
- * 1% faster. Measured on an H100 (2026-11-23; docs/measured-facts.md). */
+ * 1% faster. Measured on an H100 (2026-11-23; docs/measured-facts.md). One tile is no cluster: launched without one the
+ * kernel ended in an illegal instruction there. */
 bool dw_norm_panel_of(int64_t tile_cols, dw_norm_panel *panel) {
-    if (tile_cols < 1 || tile_cols > MOST_TILES) return false;
+    if (tile_cols < 2 || tile_cols > MOST_TILES) return false;
     const int64_t most = DW_CUDA_PANEL_RANKS;
-    const int64_t tiles = tile_cols == 1 ? 1 : tile_cols <= 2 * most ? 2 : tile_cols <= 3 * most ? 3 : 4;
+    const int64_t tiles = tile_cols == 2 ? 1 : tile_cols <= 2 * most ? 2 : tile_cols <= 3 * most ? 3 : 4;
     const int64_t cluster = (tile_cols + tiles - 1) / tiles;
     *panel = (dw_norm_panel){.block_tiles = (int32_t)tiles,
                              .held = tiles == 4,
@@ -64,7 +65,7 @@ static dw_status launch_in(const dw_cuda_scope *scope, dw_block block, const dw_
                                           .cluster = {panel->cluster, 1, 1},
                                           .shared_bytes = panel->shared_bytes};
     *launched = true;
-    if (panel->cluster > 1) DW_TRY(cluster_fits(scope, kernel, &config, block, params->raster.tile_cols, launched));
+    DW_TRY(cluster_fits(scope, kernel, &config, block, params->raster.tile_cols, launched));
     if (!*launched) return DW_OK;
     const dw_cuda_tensor_map_spec spec = {.address = params->x,
                                           .extents = {(uint64_t)params->cols, (uint64_t)params->rows},

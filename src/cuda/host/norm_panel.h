@@ -13,7 +13,8 @@ typedef struct dw_norm_panel {
     uint32_t shared_bytes;
 } dw_norm_panel;
 
-/* Fills `panel` for a matrix of that many tiles of 128 columns; false when it is too wide for any cluster. Pure. */
+/* Fills `panel` for a matrix of that many tiles of 128 columns; false when it is too wide for any cluster or of one
+ * tile alone. Pure. */
 bool dw_norm_panel_of(int64_t tile_cols, dw_norm_panel *panel);
 
 /* Launches the kernel. *launched false, and nothing done, when the rows are too wide or not aligned, or the GPU holds
