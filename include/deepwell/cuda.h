@@ -168,6 +168,34 @@ typedef struct dw_grouped_gemm_args {
  * DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 
+/* ---- tuning: which of the library's own Hopper kernels is the fastest for a shape ---- */
+
+typedef struct dw_gemm_tuned {
+    const char *kernel, *predicted; /* the fastest, and the one that is used where nothing was measured; static */
+    int band, predicted_band;       /* rows of tiles walked together, of either */
+    double seconds, predicted_seconds;
+    int measured;    /* combinations of kernel and band */
+    bool remembered; /* in the file; else by this process only, which a warning said */
+} dw_gemm_tuned;
+
+/* Runs the product of `args` with every kernel that can, in turns, and remembers the fastest: from then on dw_gemm
+ * takes it for products of exactly these M, N, K (and groups), formats of scales and blocks, and type of d. It is
+ * remembered for this process, and for later ones in $XDG_CACHE_HOME/deepwell (else ~/.cache/deepwell) in one text file
+ * for each kind of GPU and build of the library, which holds for one driver; another or a damaged file is ignored with
+ * a warning and replaced. DEEPWELL_TUNING in the environment: off to use no file and refuse to tune, or an absolute
+ * path of another folder. A kernel whose reduction is split may round differently in the last bits.
+ *
+ * A measurement: it waits for the stream, so it can't be captured in a graph; tens of products run. `d` and `workspace`
+ * are overwritten. Before every product the workspace is written; give it the size of the L2 cache
+ * (dw_cuda_device_info) so that operands come from memory, as in training; without one they come from wherever they
+ * are. Groups are measured as `ends` has them. A choice that shapes alone suggest stays unless another is faster by one
+ * percent. Errors: those of dw_gemm, UNSUPPORTED for what the own kernels do not serve or when tuning is off,
+ * INVALID_ARGUMENT for a DEEPWELL_TUNING that is nonsense, OUT_OF_MEMORY when more shapes were tuned than are kept
+ * (1536 on each device). */
+DW_API dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned);
+DW_API dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
+                                      size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned);
+
 /* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);
  * either result may be NULL. Errors: UNSUPPORTED when there is none. */
 DW_API dw_status dw_cublaslt_version(size_t *version, const char **path);
