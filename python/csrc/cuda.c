@@ -103,7 +103,9 @@ static void set_scale(dw_gemm_operand *operand, long long data, long long codes,
     operand->layout = DW_SCALE_MN_MAJOR;
 }
 
-PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+/* The arguments of cuda_gemm and cuda_gemm_tune. 0 with an exception set when they are wrong. */
+static int read_gemm(const char *function, PyObject *const *arguments, Py_ssize_t given, dw_gemm_args *result,
+                     void **stream) {
     enum {
         A,
         A_DTYPE,
@@ -133,9 +135,7 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         COUNT
     };
     long long v[COUNT];
-    if (!read_numbers("cuda_gemm", arguments, given, COUNT, v, 0, NULL)) return NULL;
-    dw_context *context = process_context();
-    if (!context) return NULL;
+    if (!read_numbers(function, arguments, given, COUNT, v, 0, NULL)) return 0;
     dw_gemm_args args = {
         .a = {.data = device_matrix(v[A], (dw_dtype)v[A_DTYPE], v[M], v[K], v[A_LD], v[DEVICE]),
               .scaling = (dw_gemm_scaling)v[A_SCALING]},
@@ -153,7 +153,34 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         args.bias = device_matrix(v[BIAS], (dw_dtype)v[BIAS_DTYPE], v[N], 1, 1, v[DEVICE]);
         args.bias.rank = 1;
     }
-    return outcome(module, dw_gemm(context, &args, address(v[STREAM])));
+    *result = args;
+    *stream = address(v[STREAM]);
+    return 1;
+}
+
+PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    dw_gemm_args args;
+    void *stream;
+    if (!read_gemm("cuda_gemm", arguments, given, &args, &stream)) return NULL;
+    dw_context *context = process_context();
+    return context ? outcome(module, dw_gemm(context, &args, stream)) : NULL;
+}
+
+PyObject *core_cuda_gemm_tune(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    dw_gemm_args args;
+    void *stream;
+    if (!read_gemm("cuda_gemm_tune", arguments, given, &args, &stream)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_gemm_tuned tuned;
+    PyThreadState *thread = PyEval_SaveThread(); /* it waits for the device */
+    dw_status status = dw_gemm_tune(context, &args, stream, &tuned);
+    PyEval_RestoreThread(thread);
+    if (status != DW_OK) return raise_status(module, status);
+    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:d,s:d,s:i,s:N}", "kernel", tuned.kernel, "predicted", tuned.predicted,
+                         "band", tuned.band, "predicted_band", tuned.predicted_band, "seconds", tuned.seconds,
+                         "predicted_seconds", tuned.predicted_seconds, "measured", tuned.measured, "remembered",
+                         PyBool_FromLong(tuned.remembered));
 }
 
 PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {

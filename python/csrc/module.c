@@ -128,6 +128,8 @@ static PyMethodDef methods[] = {
      "bias, bias_dtype, accumulate, workspace, workspace_bytes, device, stream, codes, backend)\n\n"
      "dw_gemm; scales are FP32, or with codes=1 E8M0 in layout mn_major; backend: a dw_gemm_backend. Integers only; "
      "address 0: none."},
+    {"cuda_gemm_tune", FAST(core_cuda_gemm_tune),
+     "cuda_gemm_tune(as cuda_gemm) -> dict\n\ndw_gemm_tune: measures, waits for the device, remembers the fastest."},
     {"cuda_grouped_gemm", FAST(core_cuda_grouped_gemm),
      "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
      "accumulate, device, stream, codes)\n\n"

@@ -44,6 +44,7 @@ PyObject *core_cpu_info(PyObject *module, PyObject *unused);
 PyObject *core_context_info(PyObject *module, PyObject *unused);
 PyObject *core_cuda_quantize(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_gemm_tune(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_linear_forward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_linear_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
