@@ -145,15 +145,21 @@ typedef enum dw_group_axis {
  *   GROUP_M  [T, K]      [G, N, K]      [T, N]      the groups' grids one below the other: G * ceil(N/128) rows of
  * blocks GROUP_K  [M, T]      [N, T]         [G, M, N]   as in dw_gemm
  *
+ * bf16 by bf16, unscaled:
+ *   GROUP_M  a [T, K] by rows; b by rows or, with its last two strides exchanged, lying as [G, K, N]: forward and data
+ *            gradient take the same weights, whichever way they lie. K and N multiples of 8.
+ *   GROUP_K  a and b with strides (1, distance), lying as [T, M] and [T, N]: activations and gradients as they are; the
+ *            distances and N multiples of 8 (of 4 for F32 d). Groups may end anywhere.
+ *
  * e4m3 by e4m3; a in 1x128 blocks; b in 128x128 (GROUP_M, GROUP_K) or 1x128 (GROUP_K); scales as dw_gemm takes them. d:
  * BF16, or F32 for GROUP_K. Three-dimensional tensors are dense. K (GROUP_M) or T (GROUP_K) a multiple of 16, N times
  * the bytes of d's type too; addresses aligned to 16 bytes. With F32 scales T (GROUP_M), or M and N (GROUP_K, of those
  * in 1x128 blocks), are multiples of 4.
  *
  * ends: G numbers in device memory: where each group ends along T; never decreasing, the last at most T. For
- * GROUP_K each is a multiple of 128, since a block of one group must not reach into the next (fill up with zero rows).
- * Rows of D beyond the last end are not written. An empty group leaves nothing (GROUP_M) or zeros in its D, or adds
- * nothing when accumulating (GROUP_K). */
+ * GROUP_K of e4m3 each is a multiple of 128, since a block of one group must not reach into the next (fill up with zero
+ * rows). Rows of D beyond the last end are not written. An empty group leaves nothing (GROUP_M) or zeros in its D, or
+ * adds nothing when accumulating (GROUP_K). */
 typedef struct dw_grouped_gemm_args {
     dw_gemm_operand a, b;
     dw_tensor d;

@@ -48,6 +48,7 @@ PyObject *core_cuda_gemm_tune(PyObject *module, PyObject *const *arguments, Py_s
 PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_linear_forward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_linear_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
+PyObject *core_cuda_grouped_gemm_bf16(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_cross_entropy(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_rmsnorm(PyObject *module, PyObject *const *arguments, Py_ssize_t given);
 PyObject *core_cuda_rmsnorm_backward(PyObject *module, PyObject *const *arguments, Py_ssize_t given);

@@ -1,6 +1,7 @@
 /* dw_grouped_gemm: checks, and the operands as the Hopper kernels see them. */
 #include <inttypes.h>
 
+#include "cuda/host/gemm_bf16.h"
 #include "cuda/host/gemm_tuning.h"
 
 #define BLOCK 128
@@ -203,6 +204,7 @@ static dw_status grouped_gemm(const dw_grouped_gemm_args *args, const purpose *w
 dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream) {
     if (!context || !args)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm: %s is NULL", context ? "args" : "context");
+    if (args->a.data.dtype == DW_BF16) return dw_grouped_gemm_bf16(args, stream);
     return grouped_gemm(args, &(purpose){.forced = -1}, stream);
 }
 
