@@ -99,11 +99,11 @@ static dw_status check_tensor(const dw_tensor *t, const char *name, int device, 
     return DW_OK;
 }
 
-/* The distance between rows of a matrix [rows, cols] that lies with inner stride 1, in elements. */
-static dw_status row_distance(const dw_tensor *t, const char *name, int rows, int cols, int64_t unit, int64_t *ld) {
-    const int64_t outer = t->shape[rows], inner = t->shape[cols];
-    *ld = outer > 1 ? t->strides[rows] : ceil_div(inner, unit) * unit;
-    if ((inner > 1 && t->strides[cols] != 1) || *ld < inner)
+/* The distance between rows of a matrix whose dimension `across` has stride 1, in elements. */
+static dw_status row_distance(const dw_tensor *t, const char *name, int down, int across, int64_t unit, int64_t *ld) {
+    const int64_t outer = t->shape[down], inner = t->shape[across];
+    *ld = outer > 1 ? t->strides[down] : ceil_div(inner, unit) * unit;
+    if ((inner > 1 && t->strides[across] != 1) || *ld < inner)
         return wrong(name, "is not contiguous the way it must be", "rows of features (see dw_grouped_gemm)");
     if (*ld % unit != 0)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT,
@@ -112,15 +112,16 @@ static dw_status row_distance(const dw_tensor *t, const char *name, int rows, in
     return DW_OK;
 }
 
-static dw_status check_stack(const dw_tensor *t, const char *name, int rows, int cols, int64_t unit) {
+static dw_status check_stack(const dw_tensor *t, const char *name, int down, int across, int64_t unit) {
     int64_t ld;
-    DW_TRY(row_distance(t, name, rows, cols, unit, &ld));
-    if ((t->shape[rows] > 1 && ld != t->shape[cols]) || (t->shape[0] > 1 && t->strides[0] != t->shape[1] * t->shape[2]))
+    DW_TRY(row_distance(t, name, down, across, unit, &ld));
+    if ((t->shape[down] > 1 && ld != t->shape[across]) ||
+        (t->shape[0] > 1 && t->strides[0] != t->shape[1] * t->shape[2]))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s must be dense", name);
-    if (t->shape[cols] % unit != 0)
+    if (t->shape[across] % unit != 0)
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "grouped gemm: rows of %s have %" PRId64 " elements; a multiple of %" PRId64 " is needed", name,
-                       t->shape[cols], unit);
+                       t->shape[across], unit);
     return DW_OK;
 }
 
@@ -192,10 +193,10 @@ static dw_status prepare(const dw_grouped_gemm_args *args, call *c) {
 
 /* ---- the launch ---- */
 
-static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t cols, int64_t matrix_rows, int64_t ld,
+static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t width, int64_t height, int64_t ld,
                         int64_t stack, int box_rows, dw_gemm_sm90_map *map) {
     dw_cuda_tensor_map_spec spec = {.address = address,
-                                    .extents = {(uint64_t)cols, (uint64_t)matrix_rows},
+                                    .extents = {(uint64_t)width, (uint64_t)height},
                                     .strides = {(uint64_t)ld * 2},
                                     .box = {64, (uint32_t)box_rows},
                                     .rank = 2,
@@ -205,7 +206,7 @@ static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t
     if (stack > 0) {
         spec.rank = 3;
         spec.extents[2] = (uint64_t)stack;
-        spec.strides[1] = (uint64_t)(ld * matrix_rows) * 2;
+        spec.strides[1] = (uint64_t)(ld * height) * 2;
         spec.box[2] = 1;
     }
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
