@@ -383,6 +383,30 @@ static void damaged_and_foreign_files_are_ignored_with_a_note(void **state) {
     }
 }
 
+static bool same_number(const char *old, const char *added) {
+    return atoi(old) == atoi(added);
+}
+
+/* A whole file, only not of this format. */
+static void a_sound_file_of_another_format_is_foreign(void **state) {
+    (void)state;
+    dw_gemm_sm90_shape shape = shape_of(4096, 4096, 4096);
+    const char *chosen = tune_one();
+    char path[512], line[256];
+    assert_true(cache_file(path));
+    unlink(path);
+    snprintf(line, sizeof line, "4096 4096 4096 1 %s 8", chosen);
+    const dw_cache_kind other = {.name = "gemm", .title = "something else", .format = 1};
+    dw_cache_file file;
+    assert_true(dw_cache_file_of(0, &other, &file));
+    assert_string_equal(file.path, path);
+    assert_true(dw_cache_file_add(&file, line, same_number));
+    dw_gemm_tuning_forget();
+    assert_string_equal(launched_for(4096, 4096, 4096), predicted_for(&shape));
+    assert_int_equal(warnings, 1);
+    assert_non_null(strstr(warning, path));
+}
+
 static void the_environment_is_obeyed(void **state) {
     (void)state;
     dw_gemm_sm90_shape shape = shape_of(4096, 4096, 4096);
@@ -515,10 +539,6 @@ static void threads_find_what_another_adds(void **state) {
     assert_int_equal(finders_done, THREADS);
 }
 
-static bool same_number(const char *old, const char *added) {
-    return atoi(old) == atoi(added);
-}
-
 static void processes_lose_none_of_each_others_lines(void **state) {
     (void)state;
     const dw_cache_kind kind = {.name = "test", .title = "test", .format = 1};
@@ -574,6 +594,7 @@ int main(void) {
         TEST(a_kernel_that_failed_is_neither_measured_nor_used),
         TEST(grouped_products_are_tuned_too),
         TEST(damaged_and_foreign_files_are_ignored_with_a_note),
+        TEST(a_sound_file_of_another_format_is_foreign),
         TEST(the_environment_is_obeyed),
         TEST(without_a_file_a_choice_holds_for_the_process),
         TEST(refusals),
