@@ -23,8 +23,8 @@ RESULTS = ROOT / "bench" / "results"
 UNITS = {"ms": False, "MiB": False, "TFLOP/s": True, "TB/s": True, "tokens/s": True}
 GPUS = ("cpu", "h100", "h200")
 BENCHMARKS = (
-    *("cpu_quantize", "convert", "quantize", "fused", "linear", "gemm", "gemm_wgrad", "grouped", "grouped_wgrad"),
-    *("moe_layer", "step_dense", "step_moe", "plan"),
+    *("cpu_quantize", "convert", "quantize", "fused", "linear", "gemm", "gemm_wgrad"),
+    *("grouped", "grouped_wgrad", "grouped_bf16", "moe_layer", "step_dense", "step_moe", "plan"),
 )
 PEERS = (
     *(

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "gemm_wgrad": gpu_gemm.run_wgrad,
     "grouped": gpu_grouped.run_grouped,
     "grouped_wgrad": gpu_grouped.run_wgrad,
+    "grouped_bf16": gpu_grouped.run_bf16,
     "linear": gpu_linear.run,
     "step_dense": gpu_step.run,
 }

@@ -1,4 +1,4 @@
-"""Grouped FP8 products of mixture-of-experts layers on Hopper, against DeepGEMM and PyTorch's grouped products."""
+"""Grouped products of mixture-of-experts layers on Hopper, FP8 and BF16, against DeepGEMM and PyTorch's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import torch
 
 from bench import gpu_common
 from bench.gpu_common import DEVICE
-from bench.gpu_operands import GROUP_K, GROUP_M, LAUNCHES, Operand, deep_gemm, deep_gemm_scales, grouped, turns
+from bench.gpu_operands import (
+    GROUP_K,
+    GROUP_M,
+    LAUNCHES,
+    Operand,
+    deep_gemm,
+    deep_gemm_scales,
+    grouped,
+    grouped_bf16,
+    turns,
+)
 from deepwell import cuda_linear as cl
 
 # tokens, experts, N, K
@@ -98,6 +108,48 @@ def run_wgrad(results: Path, rounds: int) -> Path:
         for metric, rate in rates.items():
             result.row(case, metric, "TFLOP/s", rate, grouped_mm=peer)
         del dy, x, out, dy16, x16, contenders
+        torch.cuda.empty_cache()
+    return result.write(results)
+
+
+def run_bf16(results: Path, rounds: int) -> Path:
+    """grouped_bf16.json: TFLOP/s of experts' three products in BF16, weights [experts, N, K]; grouped_mm is PyTorch's.
+    The library's also with uneven groups, and weight gradients in FP32."""
+    result = gpu_common.new_result("grouped_bf16")
+    bf16 = {"device": DEVICE, "dtype": torch.bfloat16}
+    for tokens, experts, n, k in SHAPES:
+        x, dy = torch.randn(tokens, k, **bf16), torch.randn(tokens, n, **bf16)
+        w = torch.randn(experts, n, k, **bf16)
+        y, dx, dw = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(w)
+        dw32 = torch.empty(w.shape, device=DEVICE, dtype=torch.float32)
+        ends = {routing: on_device(ends_of(tokens, experts, routing)) for routing in ROUTINGS}
+        equal = ends["equal"]
+        products: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[], Any]]] = {
+            "forward": (
+                lambda e, x=x, w=w, y=y: grouped_bf16(GROUP_M, e, x, w, y),
+                lambda x=x, w=w, e=equal: torch._grouped_mm(x, w.transpose(-2, -1), e),
+            ),
+            "data gradient": (
+                lambda e, dy=dy, w=w, dx=dx: grouped_bf16(GROUP_M, e, dy, w, dx, across=True),
+                lambda dy=dy, w=w, e=equal: torch._grouped_mm(dy, w, e),
+            ),
+            "weight gradient": (
+                lambda e, dy=dy, x=x, dw=dw: grouped_bf16(GROUP_K, e, dy, x, dw),
+                _torch_wgrad(dy, x, equal),
+            ),
+        }
+        case = f"{tokens} tokens, {experts} experts, {n} x {k}"
+        for metric, (own, peer) in products.items():
+            contenders = {routing: turns([own(ends[routing])]) for routing in ROUTINGS}
+            contenders["grouped_mm"] = turns([peer])
+            if metric == "weight gradient":
+                contenders["FP32"] = turns([grouped_bf16(GROUP_K, equal, dy, x, dw32)])
+            times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
+            rates = {name: 2 * tokens * n * k / time / 1e9 for name, time in times.items()}
+            result.row(case, metric, "TFLOP/s", rates.pop("equal"), grouped_mm=rates.pop("grouped_mm"))
+            for name, rate in rates.items():
+                result.row(case, f"{metric}, {name}", "TFLOP/s", rate)
+        del x, dy, w, y, dx, dw, dw32, products, contenders, own, peer
         torch.cuda.empty_cache()
     return result.write(results)
 

@@ -80,6 +80,23 @@ def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, out: torch.Te
     return call
 
 
+def grouped_bf16(
+    axis: int, ends: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, across: bool = False
+) -> Callable[[], None]:
+    """GROUP_M: a [T, K], b [G, N, K] or across [G, K, N], out [T, N]. GROUP_K: a [T, M], b [T, N], out [G, M, N]."""
+    n = out.shape[-1]
+    m, k = a.shape if axis == GROUP_M else (a.shape[1], a.shape[0])
+    first = (
+        *(axis, ends.numel(), ends.data_ptr(), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(-2), int(across)),
+        *(out.data_ptr(), cl.DTYPE[out.dtype], n, m, n, k, 0, 0),
+    )
+
+    def call(keep: Any = (a, b, out, ends)) -> None:
+        _core.cuda_grouped_gemm_bf16(*first, cl.place_of(DEVICE)[1])
+
+    return call
+
+
 def turns(calls: list[Callable[[], Any]]) -> Callable[[int], Any]:
     """One call after another, each on buffers of its own."""
     return lambda turn: calls[turn % len(calls)]()

@@ -19,6 +19,7 @@ int cmd_inspect(int argc, const char **argv);
 int cmd_plan(int argc, const char **argv);
 int cmd_selftest(int argc, const char **argv);
 int cmd_bench(int argc, const char **argv);
+int cmd_tune(int argc, const char **argv);
 
 /* ---- messages: one line on standard error each, "deepwell COMMAND: ..." ---- */
 

@@ -19,6 +19,7 @@ static const char help[] = "Usage: deepwell COMMAND [OPTIONS] [ARGUMENTS]\n"
                            "  plan        tell what FP8 would do to a checkpoint's model on a GPU\n"
                            "  selftest    prove every kernel against the reference on this machine\n"
                            "  bench       measure every kernel against a copy of memory on this machine\n"
+                           "  tune        find the fastest matrix kernels for a layer on this GPU, and remember them\n"
                            "\n"
                            "  deepwell COMMAND --help explains a command.\n"
                            "\n"
@@ -37,7 +38,7 @@ static const struct {
     int (*run)(int argc, const char **argv);
 } commands[] = {
     {"info", cmd_info}, {"quantize", cmd_quantize}, {"dequantize", cmd_dequantize}, {"inspect", cmd_inspect},
-    {"plan", cmd_plan}, {"selftest", cmd_selftest}, {"bench", cmd_bench},
+    {"plan", cmd_plan}, {"selftest", cmd_selftest}, {"bench", cmd_bench},           {"tune", cmd_tune},
 };
 
 /* A process started without its standard streams would open a checkpoint as one and print into it. */

@@ -83,6 +83,9 @@ def page(folder: Path) -> str:
             usage("bench"),
             "A line tells the kernel, the formats and the block, the median time, the speed, `memcpy`'s speed in the",
             "same loop, and their ratio. [Benchmarks](benchmarks.md) has the figures kept for the record.\n",
+            "## tune\n",
+            usage("tune"),
+            "[Matrix products](gemm.md) tells how a kernel is chosen otherwise, and where choices are kept.\n",
         ]
     )
 

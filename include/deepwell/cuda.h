@@ -145,15 +145,21 @@ typedef enum dw_group_axis {
  *   GROUP_M  [T, K]      [G, N, K]      [T, N]      the groups' grids one below the other: G * ceil(N/128) rows of
  * blocks GROUP_K  [M, T]      [N, T]         [G, M, N]   as in dw_gemm
  *
+ * bf16 by bf16, unscaled:
+ *   GROUP_M  a [T, K] by rows; b by rows or, with its last two strides exchanged, lying as [G, K, N]: forward and data
+ *            gradient take the same weights, whichever way they lie. K and N multiples of 8.
+ *   GROUP_K  a and b with strides (1, distance), lying as [T, M] and [T, N]: activations and gradients as they are; the
+ *            distances and N multiples of 8 (of 4 for F32 d). Groups may end anywhere.
+ *
  * e4m3 by e4m3; a in 1x128 blocks; b in 128x128 (GROUP_M, GROUP_K) or 1x128 (GROUP_K); scales as dw_gemm takes them. d:
  * BF16, or F32 for GROUP_K. Three-dimensional tensors are dense. K (GROUP_M) or T (GROUP_K) a multiple of 16, N times
  * the bytes of d's type too; addresses aligned to 16 bytes. With F32 scales T (GROUP_M), or M and N (GROUP_K, of those
  * in 1x128 blocks), are multiples of 4.
  *
  * ends: G numbers in device memory: where each group ends along T; never decreasing, the last at most T. For
- * GROUP_K each is a multiple of 128, since a block of one group must not reach into the next (fill up with zero rows).
- * Rows of D beyond the last end are not written. An empty group leaves nothing (GROUP_M) or zeros in its D, or adds
- * nothing when accumulating (GROUP_K). */
+ * GROUP_K of e4m3 each is a multiple of 128, since a block of one group must not reach into the next (fill up with zero
+ * rows). Rows of D beyond the last end are not written. An empty group leaves nothing (GROUP_M) or zeros in its D, or
+ * adds nothing when accumulating (GROUP_K). */
 typedef struct dw_grouped_gemm_args {
     dw_gemm_operand a, b;
     dw_tensor d;
@@ -167,6 +173,34 @@ typedef struct dw_grouped_gemm_args {
  * same call has been made outside of one. Errors: INVALID_ARGUMENT, UNSUPPORTED (not a Hopper GPU, no driver, formats),
  * DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
+
+/* ---- tuning: which of the library's own Hopper kernels is the fastest for a shape ---- */
+
+typedef struct dw_gemm_tuned {
+    const char *kernel, *predicted; /* the fastest, and the one that is used where nothing was measured; static */
+    int band, predicted_band;       /* rows of tiles walked together, of either */
+    double seconds, predicted_seconds;
+    int measured;    /* combinations of kernel and band */
+    bool remembered; /* in the file; else by this process only, which a warning said */
+} dw_gemm_tuned;
+
+/* Runs the product of `args` with every kernel that can, in turns, and remembers the fastest: from then on dw_gemm
+ * takes it for products of exactly these M, N, K (and groups), formats of scales and blocks, and type of d. It is
+ * remembered for this process, and for later ones in $XDG_CACHE_HOME/deepwell (else ~/.cache/deepwell) in one text file
+ * for each kind of GPU and build of the library, which holds for one driver; another or a damaged file is ignored with
+ * a warning and replaced. DEEPWELL_TUNING in the environment: off to use no file and refuse to tune, or an absolute
+ * path of another folder. A kernel whose reduction is split may round differently in the last bits.
+ *
+ * A measurement: it waits for the stream, so it can't be captured in a graph; tens of products run. `d` and `workspace`
+ * are overwritten. Before every product the workspace is written; give it the size of the L2 cache
+ * (dw_cuda_device_info) so that operands come from memory, as in training; without one they come from wherever they
+ * are. Groups are measured as `ends` has them. A choice that shapes alone suggest stays unless another is faster by one
+ * percent. Errors: those of dw_gemm, UNSUPPORTED for what the own kernels do not serve or when tuning is off,
+ * INVALID_ARGUMENT for a DEEPWELL_TUNING that is nonsense, OUT_OF_MEMORY when more shapes were tuned than are kept
+ * (1536 on each device). */
+DW_API dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned);
+DW_API dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
+                                      size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned);
 
 /* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);
  * either result may be NULL. Errors: UNSUPPORTED when there is none. */

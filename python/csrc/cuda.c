@@ -103,7 +103,9 @@ static void set_scale(dw_gemm_operand *operand, long long data, long long codes,
     operand->layout = DW_SCALE_MN_MAJOR;
 }
 
-PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+/* The arguments of cuda_gemm and cuda_gemm_tune. 0 with an exception set when they are wrong. */
+static int read_gemm(const char *function, PyObject *const *arguments, Py_ssize_t given, dw_gemm_args *result,
+                     void **stream) {
     enum {
         A,
         A_DTYPE,
@@ -133,9 +135,7 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         COUNT
     };
     long long v[COUNT];
-    if (!read_numbers("cuda_gemm", arguments, given, COUNT, v, 0, NULL)) return NULL;
-    dw_context *context = process_context();
-    if (!context) return NULL;
+    if (!read_numbers(function, arguments, given, COUNT, v, 0, NULL)) return 0;
     dw_gemm_args args = {
         .a = {.data = device_matrix(v[A], (dw_dtype)v[A_DTYPE], v[M], v[K], v[A_LD], v[DEVICE]),
               .scaling = (dw_gemm_scaling)v[A_SCALING]},
@@ -153,7 +153,52 @@ PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_
         args.bias = device_matrix(v[BIAS], (dw_dtype)v[BIAS_DTYPE], v[N], 1, 1, v[DEVICE]);
         args.bias.rank = 1;
     }
-    return outcome(module, dw_gemm(context, &args, address(v[STREAM])));
+    *result = args;
+    *stream = address(v[STREAM]);
+    return 1;
+}
+
+PyObject *core_cuda_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    dw_gemm_args args;
+    void *stream;
+    if (!read_gemm("cuda_gemm", arguments, given, &args, &stream)) return NULL;
+    dw_context *context = process_context();
+    return context ? outcome(module, dw_gemm(context, &args, stream)) : NULL;
+}
+
+PyObject *core_cuda_gemm_tune(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    dw_gemm_args args;
+    void *stream;
+    if (!read_gemm("cuda_gemm_tune", arguments, given, &args, &stream)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_gemm_tuned tuned;
+    PyThreadState *thread = PyEval_SaveThread(); /* it waits for the device */
+    dw_status status = dw_gemm_tune(context, &args, stream, &tuned);
+    PyEval_RestoreThread(thread);
+    if (status != DW_OK) return raise_status(module, status);
+    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:d,s:d,s:i,s:N}", "kernel", tuned.kernel, "predicted", tuned.predicted,
+                         "band", tuned.band, "predicted_band", tuned.predicted_band, "seconds", tuned.seconds,
+                         "predicted_seconds", tuned.predicted_seconds, "measured", tuned.measured, "remembered",
+                         PyBool_FromLong(tuned.remembered));
+}
+
+/* Dense matrices one after the other, `matrix` being the first. */
+static dw_tensor stack_of(const dw_tensor *matrix, long long groups) {
+    return (dw_tensor){.data = matrix->data,
+                       .dtype = matrix->dtype,
+                       .device_type = DW_DEVICE_CUDA,
+                       .device_id = matrix->device_id,
+                       .rank = 3,
+                       .shape = {groups, matrix->shape[0], matrix->shape[1]},
+                       .strides = {matrix->shape[0] * matrix->shape[1], matrix->shape[1], 1}};
+}
+
+/* Lets a matrix of inner stride 1 lie the other way: [rows, cols] as cols x rows. A dense stack's distances follow. */
+static void exchange(dw_tensor *t, int rows, int cols) {
+    const int64_t ld = t->rank == 3 ? t->shape[rows] : t->strides[rows];
+    t->strides[rows] = 1;
+    t->strides[cols] = ld;
 }
 
 PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
@@ -196,16 +241,55 @@ PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, P
         .accumulate = v[ACCUMULATE] != 0,
     };
     dw_tensor *stack = along_m ? &args.b.data : &args.d;
-    *stack = (dw_tensor){.data = stack->data,
-                         .dtype = stack->dtype,
-                         .device_type = DW_DEVICE_CUDA,
-                         .device_id = stack->device_id,
-                         .rank = 3,
-                         .shape = {v[GROUPS], stack->shape[0], stack->shape[1]},
-                         .strides = {stack->shape[0] * stack->shape[1], stack->shape[1], 1}};
+    *stack = stack_of(stack, v[GROUPS]);
     set_scale(&args.a, v[A_SCALE], v[CODES], v[M], v[K], v[DEVICE]);
     long long b_rows = along_m ? v[GROUPS] * ((v[N] + 127) / 128 * 128) : v[N]; /* grids one below the other */
     set_scale(&args.b, v[B_SCALE], v[CODES], b_rows, v[K], v[DEVICE]);
+    return outcome(module, dw_grouped_gemm(context, &args, address(v[STREAM])));
+}
+
+PyObject *core_cuda_grouped_gemm_bf16(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    enum {
+        AXIS,
+        GROUPS,
+        ENDS,
+        A,
+        A_LD,
+        B,
+        B_LD,
+        B_ACROSS,
+        D,
+        D_DTYPE,
+        D_LD,
+        M,
+        N,
+        K,
+        ACCUMULATE,
+        DEVICE,
+        STREAM,
+        COUNT
+    };
+    long long v[COUNT];
+    if (!read_numbers("cuda_grouped_gemm_bf16", arguments, given, COUNT, v, 0, NULL)) return NULL;
+    dw_context *context = process_context();
+    if (!context) return NULL;
+    dw_grouped_gemm_args args = {
+        .a = {.data = device_matrix(v[A], DW_BF16, v[M], v[K], v[A_LD], v[DEVICE])},
+        .b = {.data = device_matrix(v[B], DW_BF16, v[N], v[K], v[B_LD], v[DEVICE])},
+        .d = device_matrix(v[D], (dw_dtype)v[D_DTYPE], v[M], v[N], v[D_LD], v[DEVICE]),
+        .ends = address(v[ENDS]),
+        .groups = v[GROUPS],
+        .axis = (dw_group_axis)v[AXIS],
+        .accumulate = v[ACCUMULATE] != 0,
+    };
+    if (v[AXIS] == DW_GROUP_M) {
+        args.b.data = stack_of(&args.b.data, v[GROUPS]);
+        if (v[B_ACROSS]) exchange(&args.b.data, 1, 2);
+    } else {
+        args.d = stack_of(&args.d, v[GROUPS]);
+        exchange(&args.a.data, 0, 1);
+        exchange(&args.b.data, 0, 1);
+    }
     return outcome(module, dw_grouped_gemm(context, &args, address(v[STREAM])));
 }
 

@@ -128,10 +128,15 @@ static PyMethodDef methods[] = {
      "bias, bias_dtype, accumulate, workspace, workspace_bytes, device, stream, codes, backend)\n\n"
      "dw_gemm; scales are FP32, or with codes=1 E8M0 in layout mn_major; backend: a dw_gemm_backend. Integers only; "
      "address 0: none."},
+    {"cuda_gemm_tune", FAST(core_cuda_gemm_tune),
+     "cuda_gemm_tune(as cuda_gemm) -> dict\n\ndw_gemm_tune: measures, waits for the device, remembers the fastest."},
     {"cuda_grouped_gemm", FAST(core_cuda_grouped_gemm),
      "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
      "accumulate, device, stream, codes)\n\n"
      "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
+    {"cuda_grouped_gemm_bf16", FAST(core_cuda_grouped_gemm_bf16),
+     "cuda_grouped_gemm_bf16(axis, groups, ends, a, a_ld, b, b_ld, b_across, d, d_dtype, d_ld, m, n, k, accumulate, "
+     "device, stream)\n\ndw_grouped_gemm of bf16 operands; b_across: b lies as [groups, k, n]. Integers only."},
     {"cuda_linear_forward", FAST(core_cuda_linear_forward),
      "cuda_linear_forward(x, x_dtype, m, k, make_row, row, make_transposed, transposed, weight, n, y, y_dtype, bias, "
      "bias_dtype, workspace, workspace_bytes, device, stream)\n\n"

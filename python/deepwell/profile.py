@@ -1,5 +1,6 @@
 """profile=True: each distinct size of layer is run on this device, as it is and converted, and the times replace the
 planner's predictions. They are remembered in a file for each device and driver, so that the next call measures nothing.
+On a GPU whose matrix kernels are the library's own the fastest for each size is found first (tuning.py).
 
 A layer runs alone, forward and backward, its weight quantized anew, as once in a training step. The two forms take
 turns, so that what else the machine does hits both; the median counts."""
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _core, convert, cuda_linear
+from . import _core, convert, cuda_linear, tuning
 from .plan import LayerFacts, Measurement, ModelFacts, Options, Plan, Recipe
 
 FORMAT = 1  # of the file; one of another version is foreign
@@ -106,6 +107,8 @@ def _measure(layer: LayerFacts, recipe: Recipe, tokens: int, device: torch.devic
         module.weight.requires_grad_(not layer.frozen)
         modules.append(module)
     convert.convert_linear(modules[1], recipe)
+    if device.type == "cuda":
+        tuning.tune_layer(tokens, outputs, inputs, dtype, device)
     x = random(tokens, inputs)
     # Mixed precision is how FP32 models are trained on a GPU.
     mixed = device.type == "cuda" and dtype == torch.float32

@@ -1,6 +1,6 @@
 /* A GPU row proves itself before its first use: against the reference, on the GPU in question; one that quantizes, once
  * for each pair of source and element type (each is a kernel of its own). Passing is remembered across processes
- * (proof_file.h). */
+ * (cache_file.h). */
 #ifndef DW_REGISTRY_PROOF_H
 #define DW_REGISTRY_PROOF_H
 

@@ -42,10 +42,22 @@ def test_the_faster_form_is_taken(dtype: torch.dtype) -> None:
 
 def test_measurements_are_remembered(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = deepwell.explain(deepwell.optimize(model(), profile=True)).plan
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("profile-*"))) == 1
     monkeypatch.setattr(profile, "_measure", lambda *arguments: pytest.fail("measured again"))
     again = deepwell.explain(deepwell.optimize(model(), profile=True)).plan
     assert [d.candidate for d in again.decisions] == [d.candidate for d in first.decisions]
+
+
+def test_the_matrix_kernels_are_tuned(cache: Path) -> None:
+    deepwell.optimize(model(), profile=True)
+    (file,) = cache.glob("gemm-*")
+    lines = file.read_text().splitlines()[4:-1]
+    sizes = {tuple(map(int, line.split()[:3])) for line in lines}
+    tokens = profile.GPU_TOKENS
+    assert {(tokens, 14336, 4096), (tokens, 4096, 14336), (14336, 4096, tokens)} <= sizes
+    for line in lines:
+        fastest, predicted = (float(part.split()[-2]) for part in line.split(","))
+        assert 0 < fastest <= predicted
 
 
 def test_memory_is_given_back() -> None:

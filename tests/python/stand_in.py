@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from deepwell import MXFPQuantizer, _core, accumulate, cuda_eager, cuda_fused, ops  # noqa: E402
+from deepwell import MXFPQuantizer, _core, accumulate, cuda_eager, cuda_fused, ops, tuning  # noqa: E402
 from deepwell import cuda_linear as cl  # noqa: E402
 
 RECIPE = "e4m3/rceil/1x128/128x128"
@@ -79,7 +79,10 @@ def store(form: Form, data: np.ndarray, codes: np.ndarray) -> None:
         target[: codes.shape[0], : codes.shape[1]] = codes
 
 
-@c.CFUNCTYPE(None, c.c_char_p, c.c_void_p, c.POINTER(c.c_void_p))
+LaunchCallback = c.CFUNCTYPE(None, c.c_char_p, c.c_void_p, c.POINTER(c.c_void_p))
+
+
+@LaunchCallback
 def on_launch(symbol: bytes, _config: int, arguments: c.Array) -> None:
     name = symbol.decode()
     launched.append(name)
@@ -309,7 +312,37 @@ def gated_mlp() -> None:
             assert relative(ours.grad, theirs.grad) < (2 * 3 * 2) ** 0.5 * 2.0**-4 / 3**0.5
 
 
-CASES = {f.__name__: f for f in (gated_mlp, values_and_gradients, what_is_not_needed_is_not_made, accumulation)}
+# ---- tuning ----------------------------------------------------------------------------------------------------------
+
+
+def tuned_layer() -> None:
+    """The three products of a layer, each with every kernel that can, and what is remembered of them."""
+    symbols: list[str] = []
+    note = LaunchCallback(lambda symbol, _config, _arguments: symbols.append(symbol.decode()))
+    driver = c.CDLL(os.environ["DEEPWELL_LIBCUDA"])
+    driver.fake_on_launch(note)
+    # What cannot be tested runs with a warning; what is tested computes nothing here, and would fail.
+    no_memory = c.c_char_p(b"cuMemAlloc")
+    driver.fake_fail(no_memory)
+    warnings.simplefilter("ignore", RuntimeWarning)
+    cpu = torch.device("cpu")
+    assert tuning.tune_layer(500, 256, 384, torch.bfloat16, cpu) == 3
+    kernels = {name for name in symbols if "gemm_nt_e4m3_f32_1x128_128x128_bf16" in name}
+    assert len(kernels) > 2
+    assert set(symbols) == kernels
+    (file,) = (Path(os.environ["XDG_CACHE_HOME"]) / "deepwell").glob("gemm-*")
+    sizes = [line.split()[:4] for line in file.read_text().splitlines()[4:-1]]
+    assert sizes == [["512", "256", "384", "1"], ["512", "384", "256", "1"], ["256", "384", "512", "1"]]
+    symbols.clear()
+    assert tuning.tune_layer(500, 256, 384, torch.float16, cpu) == 0
+    os.environ["DEEPWELL_TUNING"] = "off"
+    assert tuning.tune_layer(500, 256, 384, torch.bfloat16, cpu) == 0
+    assert not symbols
+
+
+CASES = {
+    f.__name__: f for f in (gated_mlp, values_and_gradients, what_is_not_needed_is_not_made, accumulation, tuned_layer)
+}
 
 if __name__ == "__main__":
     torch.manual_seed(int(sys.argv[2]))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from command import assert_refused, command_path, reference_quantize, run, to_float32
 
-COMMANDS = ["info", "quantize", "dequantize", "inspect", "selftest", "bench"]
+COMMANDS = ["info", "quantize", "dequantize", "inspect", "selftest", "bench", "tune"]
 
 
 def test_version_and_help():
@@ -54,6 +54,10 @@ def test_version_and_help():
         (["selftest", "a", "b"], '"b"'),
         (["selftest", "--seed", "-1"], '"-1"'),
         (["bench", "--size", "0"], '"0"'),
+        (["tune", "8192", "4096"], "TOKENS OUT IN"),
+        (["tune", "8192", "4096", "none"], '"none"'),
+        (["tune", "8192", "4096", "4096", "--only", "bias"], '"bias"'),
+        (["tune", "8192", "4096", "4096", "--result", "f16"], '"f16"'),
     ],
 )
 def test_wrong_calls(arguments, part):

@@ -18,7 +18,7 @@ FAKES = SCRIPT.parent.parent.parent / "build" / "release" / "tests" / "c"
 
 @pytest.mark.skipif(not (FAKES / "fake_cuda.so").exists(), reason="built without the C tests")
 @pytest.mark.parametrize(
-    "case", ["gated_mlp", "values_and_gradients", "what_is_not_needed_is_not_made", "accumulation"]
+    "case", ["gated_mlp", "values_and_gradients", "what_is_not_needed_is_not_made", "accumulation", "tuned_layer"]
 )
 def test_linear(case: str, seed: int, tmp_path: Path) -> None:
     environment = {**os.environ, "DEEPWELL_LIBCUDA": str(FAKES / "fake_cuda.so"), "XDG_CACHE_HOME": str(tmp_path)}

@@ -41,6 +41,20 @@ def test_selftest_runs_the_rows_of_the_gpu(machine: dict[str, str]) -> None:
     assert "device 7 is not there" in done.stderr
 
 
+def test_tune_measures_no_kernel_that_fails_its_selftest(machine: dict[str, str], tmp_path: Path) -> None:
+    done = run("tune", 512, 1024, 256, check=False, env=machine)
+    assert done.returncode == 1
+    assert "kernel gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_" in done.stderr
+    assert "failed its self-test" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "deepwell").glob("gemm-*"))
+    done = run("tune", 512, 1024, 256, check=False, env={**machine, "DEEPWELL_TUNING": "off"})
+    assert done.returncode == 1
+    assert "DEEPWELL_TUNING is off" in done.stderr
+    done = run("tune", 512, 1024, 256, "--gpu", 1, check=False, env=machine)
+    assert done.returncode == 1
+    assert "no GPU here" in done.stderr
+
+
 def test_bench_measures_the_rows_of_the_gpu(machine: dict[str, str]) -> None:
     report = json.loads(run("bench", "quantize_*_1x128__sm90", "--size", 1, "--json", env=machine).stdout)
     assert len(report["rows"]) == 9  # three orientations of three sources

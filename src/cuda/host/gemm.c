@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "cuda/host/gemm_plan.h"
-#include "cuda/host/gemm_sm90.h"
+#include "cuda/host/gemm_tuning.h"
 #include "cuda/host/images.h"
 #include "cuda/host/launch.h"
 
@@ -86,14 +86,14 @@ static dw_status backend_of(const dw_gemm_args *args, dw_gemm_backend *backend) 
 /* The product as one of the project's own kernels runs it. */
 typedef struct own_product {
     dw_gemm_sm90_call call;
-    int row; /* -1: cuBLASLt runs it, and nothing else here is set */
+    dw_gemm_sm90_choice choice; /* row -1: cuBLASLt runs it, and nothing else here is set */
     int multiprocessors;
 } own_product;
 
 /* Which of the project's own kernels runs it: `forced`, if not negative. UNSUPPORTED when one must and none can. */
 static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
                             int forced, own_product *own) {
-    own->row = -1;
+    own->choice.row = -1;
     dw_gemm_backend backend = DW_GEMM_OWN;
     if (forced < 0) DW_TRY(backend_of(args, &backend));
     if (backend == DW_GEMM_CUBLASLT) return DW_OK;
@@ -106,8 +106,8 @@ static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args
     }
     if (!*refusal) {
         own->call = dw_gemm_sm90_call_of(args, problem);
-        DW_TRY(dw_gemm_sm90_pick(scope, &own->call.shape, own->multiprocessors, forced, &own->row));
-        if (own->row < 0) refusal = "each kernel of these formats failed its self-test on this GPU";
+        DW_TRY(dw_gemm_sm90_pick(scope, &own->call.shape, own->multiprocessors, forced, &own->choice));
+        if (own->choice.row < 0) refusal = "each kernel of these formats failed its self-test on this GPU";
     }
     if (*refusal && backend == DW_GEMM_OWN)
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: the library's own kernels cannot run this: %s", refusal);
@@ -119,7 +119,7 @@ static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, 
     if (problem->k == 0) return multiply_nothing(scope, problem, stream);
     own_product own;
     DW_TRY(choose_own(scope, args, problem, forced, &own));
-    if (own.row >= 0) return dw_gemm_sm90_launch(scope, &own.call, own.row, own.multiprocessors, stream);
+    if (own.choice.row >= 0) return dw_gemm_sm90_launch(scope, &own.call, &own.choice, own.multiprocessors, stream);
     const dw_cublaslt *library = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
     return run(scope, library, problem, args->workspace, args->workspace_bytes, stream);
@@ -158,7 +158,7 @@ static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *
     own_product own;
     DW_TRY(choose_own(scope, args, problem, -1, &own)); /* proves the kernel, so that the answer holds for the call */
     *bytes = 0;
-    if (own.row >= 0) return DW_OK;
+    if (own.choice.row >= 0) return DW_OK;
     const dw_cublaslt *library = NULL;
     dw_gemm_plan *plan = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
@@ -182,6 +182,34 @@ dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, 
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(problem.device, &scope));
     dw_status status = workspace_size(&scope, args, &problem, bytes);
+    dw_cuda_leave(&scope);
+    return status;
+}
+
+static dw_status tune(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
+                      void *stream, dw_gemm_tuned *tuned) {
+    dw_gemm_args with_own = *args;
+    with_own.backend = DW_GEMM_OWN;
+    own_product own;
+    DW_TRY(choose_own(scope, &with_own, problem, -1, &own));
+    const size_t flush_bytes = args->workspace ? args->workspace_bytes : 0;
+    return dw_gemm_sm90_tune(scope, &own.call, own.multiprocessors, args->workspace, flush_bytes, stream, tuned);
+}
+
+dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned) {
+    if (!context || !args || !tuned)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm_tune: %s is NULL",
+                       !context ? "context"
+                       : !args  ? "args"
+                                : "tuned");
+    DW_TRY(dw_gemm_tuning_allowed());
+    dw_gemm_problem problem;
+    DW_TRY(dw_gemm_prepare(args, true, &problem));
+    if (problem.m == 0 || problem.n == 0 || problem.k == 0)
+        return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: an empty product has nothing to tune");
+    dw_cuda_scope scope;
+    DW_TRY(dw_cuda_enter(problem.device, &scope));
+    dw_status status = tune(&scope, args, &problem, stream, tuned);
     dw_cuda_leave(&scope);
     return status;
 }

@@ -1,7 +1,8 @@
 /* dw_grouped_gemm: checks, and the operands as the Hopper kernels see them. */
 #include <inttypes.h>
 
-#include "cuda/host/gemm_sm90.h"
+#include "cuda/host/gemm_bf16.h"
+#include "cuda/host/gemm_tuning.h"
 
 #define BLOCK 128
 
@@ -160,28 +161,42 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
                        &call->b_scale_k_step);
 }
 
-static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int forced, void *stream) {
-    int capability = 0, multiprocessors = 0, row = -1;
+/* What a call is for besides multiplying: a kernel that must do it (-1: any), or tuning. */
+typedef struct purpose {
+    int forced;
+    dw_gemm_tuned *tuned; /* NULL: multiply */
+    void *flush;
+    size_t flush_bytes;
+} purpose;
+
+static dw_status run(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, const purpose *why, void *stream) {
+    int capability = 0, multiprocessors = 0;
     DW_TRY(dw_gemm_sm90_device(scope, &capability, &multiprocessors));
     if (capability != 90)
         return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
                        capability / 10, capability % 10);
-    DW_TRY(dw_gemm_sm90_pick(scope, &call->shape, multiprocessors, forced, &row));
-    if (row < 0)
+    dw_gemm_sm90_choice choice;
+    DW_TRY(dw_gemm_sm90_pick(scope, &call->shape, multiprocessors, why->forced, &choice));
+    if (choice.row < 0)
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "grouped gemm: each kernel of these formats failed its self-test on GPU %d", scope->device);
-    return dw_gemm_sm90_launch(scope, call, row, multiprocessors, stream);
+    if (why->tuned)
+        return dw_gemm_sm90_tune(scope, call, multiprocessors, why->flush, why->flush_bytes, stream, why->tuned);
+    return dw_gemm_sm90_launch(scope, call, &choice, multiprocessors, stream);
 }
 
-static dw_status grouped_gemm(const dw_grouped_gemm_args *args, int forced, void *stream) {
+static dw_status grouped_gemm(const dw_grouped_gemm_args *args, const purpose *why, void *stream) {
     dw_gemm_sm90_call call;
     DW_TRY(prepare(args, &call));
     const dw_gemm_sm90_shape *s = &call.shape;
-    if (s->groups == 0 || s->m == 0 || s->n == 0) return DW_OK;
+    const bool empty = s->groups == 0 || s->m == 0 || s->n == 0;
+    if (why->tuned && (empty || s->k == 0))
+        return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: an empty product has nothing to tune");
+    if (empty) return DW_OK;
     if (s->k == 0) return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: the reduction is empty; clear d instead");
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(args->a.data.device_id, &scope));
-    dw_status status = multiply(&scope, &call, forced, stream);
+    dw_status status = run(&scope, &call, why, stream);
     dw_cuda_leave(&scope);
     return status;
 }
@@ -189,9 +204,23 @@ static dw_status grouped_gemm(const dw_grouped_gemm_args *args, int forced, void
 dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream) {
     if (!context || !args)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm: %s is NULL", context ? "args" : "context");
-    return grouped_gemm(args, -1, stream);
+    if (args->a.data.dtype == DW_BF16) return dw_grouped_gemm_bf16(args, stream);
+    return grouped_gemm(args, &(purpose){.forced = -1}, stream);
 }
 
 dw_status dw_grouped_gemm_with_row(int row, const dw_grouped_gemm_args *args, void *stream) {
-    return grouped_gemm(args, row, stream);
+    return grouped_gemm(args, &(purpose){.forced = row}, stream);
+}
+
+dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
+                               size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned) {
+    if (!context || !args || !tuned)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm_tune: %s is NULL",
+                       !context ? "context"
+                       : !args  ? "args"
+                                : "tuned");
+    DW_TRY(dw_gemm_tuning_allowed());
+    const purpose tuning = {
+        .forced = -1, .tuned = tuned, .flush = workspace, .flush_bytes = workspace ? workspace_bytes : 0};
+    return grouped_gemm(args, &tuning, stream);
 }

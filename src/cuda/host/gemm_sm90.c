@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cuda/device/sm90/gemm_params.h"
+#include "cuda/host/gemm_tuning.h"
 #include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
 #include "registry/proof.h"
@@ -118,6 +119,14 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
     return cycles > memory ? cycles : memory + 1e-3 * cycles; /* where memory decides, the less work the better */
 }
 
+int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape) {
+    return ceil_div(ceil_div(shape->m, shape->grouping == DW_GEMM_GROUPED_M ? shape->groups : 1), span_m(row));
+}
+
+int dw_gemm_sm90_band(const dw_gemm_sm90_row *row) {
+    return row->tile_m == 128 ? 16 : row->tile_m == 192 ? 4 : 8; /* measured; see walk_to */
+}
+
 bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape) {
     return row->grouping == shape->grouping && row->scale_f32 == shape->scale_f32 && row->b_vector == shape->b_vector &&
            row->out_f32 == shape->out_f32;
@@ -139,17 +148,23 @@ int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, co
 }
 
 dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
-                            int forced, int *row) {
-    *row = forced;
+                            int forced, dw_gemm_sm90_choice *choice) {
+    choice->row = forced;
     if (forced >= 0) {
         const dw_gemm_sm90_row *wanted = dw_gemm_sm90_get((size_t)forced);
-        if (wanted && dw_gemm_sm90_serves(wanted, shape)) return DW_OK;
+        if (wanted && dw_gemm_sm90_serves(wanted, shape)) {
+            choice->band = dw_gemm_sm90_band(wanted);
+            return DW_OK;
+        }
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: kernel %s is for other formats than this product's",
                        wanted ? wanted->name : "(none)");
     }
+    if (dw_gemm_tuning_find(scope->device, shape, choice) && dw_gemm_row_prove((size_t)choice->row, scope->device))
+        return DW_OK;
     do
-        *row = dw_gemm_sm90_choose(shape, multiprocessors, dw_gemm_proofs(scope->device));
-    while (*row >= 0 && !dw_gemm_row_prove((size_t)*row, scope->device));
+        choice->row = dw_gemm_sm90_choose(shape, multiprocessors, dw_gemm_proofs(scope->device));
+    while (choice->row >= 0 && !dw_gemm_row_prove((size_t)choice->row, scope->device));
+    if (choice->row >= 0) choice->band = dw_gemm_sm90_band(&rows[choice->row]);
     return DW_OK;
 }
 
@@ -227,10 +242,10 @@ static dw_status result_map(const dw_cuda_scope *scope, const dw_gemm_sm90_call 
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
-dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int chosen,
-                              int multiprocessors, void *stream) {
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
+                              const dw_gemm_sm90_choice *choice, int multiprocessors, void *stream) {
     const dw_gemm_sm90_shape *s = &call->shape;
-    const dw_gemm_sm90_row *row = &rows[chosen];
+    const dw_gemm_sm90_row *row = &rows[choice->row];
     dw_gemm_sm90_params p = {.a_scale = call->a_scale,
                              .b_scale = call->b_scale,
                              .a_scale_ld = call->a_scale_ld,
@@ -245,9 +260,7 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
                              .m = (int32_t)s->m,
                              .n = (int32_t)s->n,
                              .k = (int32_t)s->k,
-                             .band = row->tile_m == 128   ? 16
-                                     : row->tile_m == 192 ? 4
-                                                          : 8, /* measured; see walk_to */
+                             .band = choice->band,
                              .accumulate = call->accumulate};
     DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld,
                        row->multicast == SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));
@@ -266,7 +279,7 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
         for (int i = 0; i < 3; i++)
             config.cluster[i] = i == 0 ? (uint32_t)cluster : 1;
     void *arguments[] = {&p};
-    return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
+    return dw_cuda_launch(scope, &kernels[choice->row], &config, stream, arguments);
 }
 
 dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *p) {

@@ -33,24 +33,32 @@ typedef struct dw_gemm_sm90_row {
     dw_gemm_grouping grouping;
 } dw_gemm_sm90_row;
 
+/* Which kernel, and how many rows of its tiles are walked together. */
+typedef struct dw_gemm_sm90_choice {
+    int row, band;
+} dw_gemm_sm90_choice;
+
 size_t dw_gemm_sm90_count(void);
 const dw_gemm_sm90_row *dw_gemm_sm90_get(size_t index);
 
 /* Dynamic shared memory of a kernel, in bytes, as its source lays it out. */
 uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row);
 
-/* Whether the kernel is for the shape's formats. */
+/* Whether the kernel is for the shape's formats. Pure, as are the next two: the band where nothing was measured, and
+ * how many rows of tiles (of a group, grouped along M) a shape has. */
 bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
+int dw_gemm_sm90_band(const dw_gemm_sm90_row *row);
+int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
 
 /* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`; its index, or -1 when none has
  * these formats. `proofs` leaves out those that failed their self-test (proof.h; NULL: none). Pure. */
 int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs);
 
-/* The kernel to run on the scope's device: the one chosen among those that have not failed, proved there at its first
- * use; -1 when none of these formats is left. Or, when it is not negative, `forced`, unproved: UNSUPPORTED if that is
- * for other formats. */
+/* The kernel to run on the scope's device: the one measured for the shape (gemm_tuning.h), else the one chosen among
+ * those that have not failed, proved there at its first use; row -1 when none of these formats is left. Or, when it is
+ * not negative, `forced`, unproved: UNSUPPORTED if that is for other formats. */
 dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
-                            int forced, int *row);
+                            int forced, dw_gemm_sm90_choice *choice);
 
 /* Why these kernels cannot take the product, in words, or "" when they can. Pure; `problem` is that of `args`. */
 const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *problem);
@@ -73,9 +81,9 @@ typedef struct dw_gemm_sm90_call {
 /* Those of a product that `dw_gemm_sm90_refusal` has nothing against. Pure. */
 dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *problem);
 
-/* Multiplies with kernel `row`. */
-dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int row, int multiprocessors,
-                              void *stream);
+/* Multiplies with a kernel that serves the shape. */
+dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
+                              const dw_gemm_sm90_choice *choice, int multiprocessors, void *stream);
 
 /* dw_gemm and dw_grouped_gemm with exactly this kernel, proved or not: for self-tests and benchmarks. */
 dw_status dw_gemm_with_row(int row, const dw_gemm_args *args, void *stream);

@@ -42,6 +42,13 @@ void fake_on_launch(void (*call)(const char *symbol, const dw_cu_launch_config *
     fake_cuda.on_launch = call;
 }
 
+/* Lets a function of the driver fail from now on; NULL for none. */
+EXPORT void fake_fail(const char *symbol);
+void fake_fail(const char *symbol) {
+    fake_cuda.fail = symbol;
+    fake_cuda.fail_result = FAKE_RESULT;
+}
+
 #define FAILS_IF_TOLD(symbol)                                                                                          \
     do {                                                                                                               \
         dw_cu_result told = outcome(symbol);                                                                           \
@@ -307,7 +314,7 @@ int fake_get_capture_mode(void) {
     return capture_mode;
 }
 
-/* An event is the number of events recorded before it; each takes a millisecond. */
+/* An event is the time when it was recorded, which takes a millisecond. */
 static dw_cu_result fake_cuEventCreate(dw_cu_event *event, unsigned int flags) {
     FAILS_IF_TOLD("cuEventCreate");
     if (flags) return 1;
@@ -323,12 +330,12 @@ static dw_cu_result fake_cuEventDestroy(dw_cu_event event) {
 static dw_cu_result fake_cuEventRecord(dw_cu_event event, dw_cu_stream stream) {
     (void)stream;
     FAILS_IF_TOLD("cuEventRecord");
-    *(int *)event = atomic_fetch_add(&fake_cuda.events, 1);
+    *(int *)event = atomic_fetch_add(&fake_cuda.microseconds, 1000);
     return DW_CU_SUCCESS;
 }
 
 static dw_cu_result fake_cuEventElapsedTime(float *milliseconds, dw_cu_event start, dw_cu_event end) {
-    *milliseconds = (float)(*(int *)end - *(int *)start);
+    *milliseconds = (float)(*(int *)end - *(int *)start) / 1000.0f;
     return DW_CU_SUCCESS;
 }
 

@@ -36,7 +36,7 @@ typedef struct fake_cuda_state {
     atomic_int pushes, pops;
     atomic_int module_loads, function_lookups, function_sets, launches, maps, memsets, occupancies;
     atomic_int allocations, streams; /* that exist now */
-    atomic_int events;
+    atomic_int microseconds;         /* that passed on the device; launches take what on_launch adds */
     fake_context primary[FAKE_DEVICES];
     /* The last launch, tensor map and memset. */
     dw_cu_launch_config config;

@@ -15,6 +15,23 @@ DW_DEVICE void cp_async_bulk_tensor_2d_multicast(uint32_t to, const void *map, i
                  : "memory");
 }
 
+/* The same for a box of the matrix z of a stack. */
+DW_DEVICE void cp_async_bulk_tensor_3d_load(uint32_t to, const void *map, int x, int y, int z, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(to),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+        : "memory");
+}
+
+DW_DEVICE void cp_async_bulk_tensor_3d_multicast(uint32_t to, const void *map, int x, int y, int z, uint32_t barrier,
+                                                 uint16_t blocks) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
 /* From shared memory to the box at (x, y); what lies outside the matrix is dropped. */
 DW_DEVICE void cp_async_bulk_tensor_2d_store(const void *map, int x, int y, uint32_t from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),

@@ -1,0 +1,36 @@
+/* The project's own grouped BF16 kernels for Hopper: which one runs, and the launch. */
+#ifndef DW_CUDA_GEMM_BF16_H
+#define DW_CUDA_GEMM_BF16_H
+
+#include "cuda/host/gemm_sm90.h"
+
+/* What the choice of a kernel depends on: the extents as in dw_gemm_sm90_shape. */
+typedef struct dw_gemm_bf16_shape {
+    int64_t m, n, k;
+    int64_t groups;
+    dw_gemm_grouping grouping;
+    bool b_across; /* B lies with the reduction from row to row; along K both operands do */
+    bool out_f32;  /* else BF16 */
+} dw_gemm_bf16_shape;
+
+/* Parameters of a kernel: its row in src/registry/kernels.inc. */
+typedef struct dw_gemm_bf16_row {
+    const char *name;
+    dw_gemm_grouping grouping;
+    bool b_across, pair, out_f32;
+} dw_gemm_bf16_row;
+
+size_t dw_gemm_bf16_count(void);
+const dw_gemm_bf16_row *dw_gemm_bf16_get(size_t index);
+
+/* Dynamic shared memory of a kernel, in bytes, as its source lays it out. */
+uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row);
+
+/* The kernel with the least predicted time on a GPU of `multiprocessors`; its index, or -1 when none has these formats.
+ * Pure. */
+int dw_gemm_bf16_choose(const dw_gemm_bf16_shape *shape, int multiprocessors);
+
+/* dw_grouped_gemm of BF16 operands. */
+dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream);
+
+#endif
