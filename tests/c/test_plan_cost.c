@@ -36,8 +36,8 @@ static void assert_near(double got, double expected, double tolerance) {
         fail_msg("%g is not within %g%% of %g", got, 100 * tolerance, expected);
 }
 
-/* The layers of the table come out of the curves as they went in: measured rates of a layer alone, quantization, gaps
- * and the host's time included. */
+/* The layers of the table come out of the curves as they went in: measured rates of a layer alone, quantization included;
+ * and where the host takes longer than the device, the host's time. */
 static void predictions_fit_what_was_measured(void **state) {
     (void)state;
     int layers = 0;
@@ -48,7 +48,8 @@ static void predictions_fit_what_was_measured(void **state) {
             decide(linear(row->k, row->n), (dw_plan_options){.device = "hopper", .tokens = row->m, .sequence = 16});
         const dw_cost *cost = row->format == DW_FORMAT_FULL ? &d->full : &d->candidate;
         double gflop = 6e-9 * (double)row->m * (double)row->n * (double)row->k;
-        assert_near(gflop / cost->alone_ms, row->value, 0.05);
+        const double device_ms = gflop / row->value;
+        assert_near(cost->alone_ms, device_ms > cost->host_ms ? device_ms : cost->host_ms, 0.05);
         layers++;
     }
     assert_true(layers >= 10);
