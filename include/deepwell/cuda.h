@@ -94,7 +94,7 @@ typedef struct dw_gemm_args {
     /* [N], dense, 16-byte aligned, or rank 0 (a zeroed tensor) for none. With FP8 operands BF16, but F16 for an F16
      * result; otherwise D's type. */
     dw_tensor bias;
-    bool accumulate;        /* adds into D (FP32 sums; rounded once) */
+    bool accumulate;        /* adds into D: to a BF16 D what the sums round to */
     bool fast_accumulation; /* FP8 on Hopper with TENSOR scales: sums stay in the tensor core's 14 bits; faster */
     void *workspace;        /* device memory, 256-byte aligned; may be NULL when workspace_bytes is 0 */
     size_t workspace_bytes; /* at least what dw_gemm_workspace_size says */
@@ -110,18 +110,16 @@ DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args 
 
 /* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on:
  *
- *   a by b                                              scaling a by b      needs
- *   bf16 by bf16, f16 by f16                            unscaled
- *   e4m3 by e4m3, e4m3 by e5m2, e5m2 by e4m3, with
- *     one scale each                                    TENSOR by TENSOR    compute capability 9.0 or later
- *     block scales on Hopper                            1X128 by 1X128,     9.0 exactly; the library's own kernels, or
- *                                                       1X128 by 128X128,   cuBLASLt 12.9 or later with M and N
- * multiples 128X128 by 1X128    of 4 (the last pair is cuBLASLt's alone) block scales on Blackwell 1X32 by
- * 1X32        10.0 or later; cuBLASLt 12.8 or later
+ * - bf16 by bf16, f16 by f16, unscaled.
+ * - e4m3 by e4m3, e4m3 by e5m2, e5m2 by e4m3 with one scale each (TENSOR by TENSOR): compute capability 9.0 or later.
+ * - The same with block scales on Hopper, 1X128 by 1X128, 1X128 by 128X128 or 128X128 by 1X128: 9.0 exactly; the
+ * library's own kernels, or cuBLASLt 12.9 or later with M and N multiples of 4 (the last pair is cuBLASLt's alone).
+ * - The same with block scales on Blackwell, 1X32 by 1X32: 10.0 or later; cuBLASLt 12.8 or later.
  *
  * FP8 needs K a multiple of 16, and N times the bytes of D's type a multiple of 16.
- * Products of decoded elements, FP32 sums, reductions split only in FP32; D is rounded once. An empty M or N is a
- * success that does nothing; K = 0 without bias clears D, or leaves it when accumulating. D may overlap nothing else.
+ * Products of decoded elements, FP32 sums, reductions split only in FP32; D is rounded once, a BF16 D that was added to
+ * twice. An empty M or N is a success that does nothing; K = 0 without bias clears D, or leaves it when accumulating. D
+ * may overlap nothing else.
  *
  * The algorithm is chosen once per device, shapes, types and alignment. Several threads may call at once. A call can be
  * captured in a CUDA graph once the same call has been made outside of one (the first one loads code).
@@ -141,15 +139,15 @@ typedef enum dw_group_axis {
 
 /* Groups of any size, zero included, known only to the device.
  *
- *            a           b              d           scales of b
- *   GROUP_M  [T, K]      [G, N, K]      [T, N]      the groups' grids one below the other: G * ceil(N/128) rows of
- * blocks GROUP_K  [M, T]      [N, T]         [G, M, N]   as in dw_gemm
+ * - GROUP_M: a [T, K], b [G, N, K], d [T, N]; b's scales are the groups' grids one below the other, G * ceil(N/128)
+ * rows of blocks.
+ * - GROUP_K: a [M, T], b [N, T], d [G, M, N]; scales as in dw_gemm.
  *
  * bf16 by bf16, unscaled:
- *   GROUP_M  a [T, K] by rows; b by rows or, with its last two strides exchanged, lying as [G, K, N]: forward and data
- *            gradient take the same weights, whichever way they lie. K and N multiples of 8.
- *   GROUP_K  a and b with strides (1, distance), lying as [T, M] and [T, N]: activations and gradients as they are; the
- *            distances and N multiples of 8 (of 4 for F32 d). Groups may end anywhere.
+ * - GROUP_M: a [T, K] by rows; b by rows or, with its last two strides exchanged, lying as [G, K, N]: forward and data
+ *   gradient take the same weights, whichever way they lie. K and N multiples of 8.
+ * - GROUP_K: a and b with strides (1, distance), lying as [T, M] and [T, N]: activations and gradients as they are; the
+ *   distances and N multiples of 8 (of 4 for F32 d). Groups may end anywhere.
  *
  * e4m3 by e4m3; a in 1x128 blocks; b in 128x128 (GROUP_M, GROUP_K) or 1x128 (GROUP_K); scales as dw_gemm takes them. d:
  * BF16, or F32 for GROUP_K. Three-dimensional tensors are dense. K (GROUP_M) or T (GROUP_K) a multiple of 16, N times
@@ -166,7 +164,7 @@ typedef struct dw_grouped_gemm_args {
     const int32_t *ends;
     int64_t groups; /* G */
     dw_group_axis axis;
-    bool accumulate; /* adds into d (FP32 sums; rounded once) */
+    bool accumulate; /* adds into d; a BF16 d is added to what the sums round to, and rounded again */
 } dw_grouped_gemm_args;
 
 /* Multiplies on `stream`. Needs no workspace, never waits for the device and can be captured in a CUDA graph once the
