@@ -36,8 +36,8 @@ static void assert_near(double got, double expected, double tolerance) {
         fail_msg("%g is not within %g%% of %g", got, 100 * tolerance, expected);
 }
 
-/* The layers of the table come out of the curves as they went in: measured rates of a layer alone, quantization included;
- * and where the host takes longer than the device, the host's time. */
+/* The layers of the table come out of the curves as they went in: measured rates of a layer alone, quantization
+ * included; and where the host takes longer than the device, the host's time. */
 static void predictions_fit_what_was_measured(void **state) {
     (void)state;
     int layers = 0;
