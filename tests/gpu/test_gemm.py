@@ -98,7 +98,7 @@ def stream() -> int:
 
 
 def gemm(a: Operand, b: Operand, out: torch.Tensor, *, codes: bool, bias: torch.Tensor | None = None,
-         accumulate: bool = False, backend: int = OWN) -> None:  # fmt: skip
+         accumulate: bool = False, backend: int = OWN, wait: bool = True) -> None:  # fmt: skip
     workspace = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")
     _core.cuda_gemm(
         a.bytes.data_ptr(), E4M3, a.cols, SCALING[a.block], a.scale(codes),
@@ -107,7 +107,8 @@ def gemm(a: Operand, b: Operand, out: torch.Tensor, *, codes: bool, bias: torch.
         0 if bias is None else bias.data_ptr(), BF16, int(accumulate), workspace.data_ptr(), workspace.numel(), 0,
         stream(), int(codes), backend,
     )  # fmt: skip
-    torch.cuda.synchronize()
+    if wait:
+        torch.cuda.synchronize()
 
 
 SHAPES = (
@@ -125,6 +126,41 @@ SHAPES = (
     (256, 4104, 528),
     (8192, 4096, 384),
 )
+
+
+# M, N, K as in small models and few rows: kernels follow each other closely, and copies come late from memory.
+IN_A_ROW = (
+    (512, 1024, 1024),
+    (512, 256, 1024),
+    (512, 4096, 1024),
+    (16, 14336, 4096),
+    (256, 14336, 2048),
+    (2048, 4096, 1024),
+    (4096, 7168, 1024),
+)
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("shape", IN_A_ROW, ids=lambda s: "x".join(map(str, s)))
+def test_launches_in_a_row(shape: tuple[int, int, int], codes: bool) -> None:
+    """A launch may begin before the one before it has ended: nothing of that may show in the results."""
+    m, n, k = shape
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED + m + n + k)
+    sets = [(random_operand(m, k, "1x128", generator), random_operand(n, k, "128x128", generator)) for _ in range(3)]
+    alone = []
+    for a, b in sets:
+        out = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        gemm(a, b, out, codes=codes)
+        check(out, a.values @ b.values.t(), a.values.abs() @ b.values.abs().t())
+        alone.append(out)
+    outs = [torch.full((m, n), -POISON, device="cuda", dtype=torch.bfloat16) for _ in range(30)]
+    torch.cuda.synchronize()
+    for i, out in enumerate(outs):
+        gemm(*sets[i % 3], out, codes=codes, wait=False)
+    torch.cuda.synchronize()
+    for i, out in enumerate(outs):
+        wrong = int((out.view(torch.int16) != alone[i % 3].view(torch.int16)).sum())
+        assert not wrong, f"launch {i} differs from one alone in {wrong} elements"
 
 
 @pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
