@@ -89,11 +89,6 @@ DW_DEVICE void griddepcontrol_wait(void) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-/* The kernel after this one, if it is launched programmatically, may begin once every block said so or ended. */
-DW_DEVICE void griddepcontrol_launch_dependents(void) {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 /* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */
 #define setmaxnreg_dec(registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #registers ";")
 #define setmaxnreg_inc(registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #registers ";")

@@ -602,7 +602,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
                 if (thread == 0) copy_tile(&p, shared, &work, rank, &place);
             }
             if (thread % 32 == 0) copy_end(shared, warp == 0, &place);
-            griddepcontrol_launch_dependents(); /* all is read: the next kernel may get ready */
         }
     } else {
 #if MATH_WARPGROUPS == 4
