@@ -1,8 +1,7 @@
 /* First use of a GPU row: tested once, remembered, left out when it fails. Against the stand-in driver, whose device
  * memory is the host's, with rows whose launch functions compute here. */
-#include "support.h"
+#include "cache_folder.h"
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -108,37 +107,10 @@ static const dw_request request = {.operation = DW_OP_QUANTIZE,
 
 /* ---- the cache folder ---- */
 
-/* The only file in it; false when there is none. */
 static bool cache_file(char path[512]) {
     char folder[128];
     snprintf(folder, sizeof folder, "%s/deepwell", cache);
-    DIR *directory = opendir(folder);
-    if (!directory) return false;
-    int found = 0;
-    for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
-        if (entry->d_name[0] != '.') {
-            snprintf(path, 512, "%s/%s", folder, entry->d_name);
-            found++;
-        }
-    closedir(directory);
-    assert_true(found <= 1); /* nothing temporary stays */
-    return found == 1;
-}
-
-static size_t read_file(const char *path, char *text, size_t capacity) {
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    size_t length = fread(text, 1, capacity - 1, file);
-    text[length] = 0;
-    fclose(file);
-    return length;
-}
-
-static void write_file(const char *path, const char *text, size_t length) {
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, length, file), length);
-    fclose(file);
+    return only_file(folder, path);
 }
 
 static int set_up(void **state) {

@@ -223,7 +223,20 @@ static void refusals_say_why(void **state) {
     assert_int_equal(launches, 0);
 }
 
+/* Kernels that never ran on a GPU are for those who ask for them by name. */
+static void nobody_gets_them_unasked(void **state) {
+    (void)state;
+    const dw_grouped_gemm_args args = along_m(4, 512, 256, 128, false);
+    unsetenv("DEEPWELL_UNPROVED");
+    assert_failure(dw_grouped_gemm(context, &args, NULL), DW_ERROR_UNSUPPORTED, "have not been proved on a GPU");
+    setenv("DEEPWELL_UNPROVED", "0", 1);
+    assert_failure(dw_grouped_gemm(context, &args, NULL), DW_ERROR_UNSUPPORTED, "have not been proved on a GPU");
+    setenv("DEEPWELL_UNPROVED", "1", 1);
+    assert_int_equal(launches, 0);
+}
+
 int main(void) {
+    setenv("DEEPWELL_UNPROVED", "1", 1);
     setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
     void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -241,6 +254,7 @@ int main(void) {
         cmocka_unit_test_setup(every_form_has_a_kernel, set_up),
         cmocka_unit_test_setup(the_kernel_is_told_how_operands_lie, set_up),
         cmocka_unit_test_setup(refusals_say_why, set_up),
+        cmocka_unit_test_setup(nobody_gets_them_unasked, set_up),
     };
     int failed = cmocka_run_group_tests(tests, choose_seed, NULL);
     dw_context_destroy(context);

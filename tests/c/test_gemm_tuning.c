@@ -1,8 +1,7 @@
 /* Tuning the Hopper matrix kernels against the stand-in driver, on which a launch takes the time this file says: the
  * fastest is found, remembered, used for its shape alone, and a file that is not ours is not trusted. */
-#include "support.h"
+#include "cache_folder.h"
 
-#include <dirent.h>
 #include <dlfcn.h>
 #include <pthread.h>
 #include <string.h>
@@ -130,41 +129,10 @@ static const char *tune_one(void) {
 
 /* ---- the cache folder ---- */
 
-/* The only file in the folder; false when there is none. */
-static bool only_file(const char *folder, char path[512]) {
-    DIR *directory = opendir(folder);
-    if (!directory) return false;
-    int found = 0;
-    for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
-        if (entry->d_name[0] != '.') {
-            snprintf(path, 512, "%.200s/%s", folder, entry->d_name);
-            found++;
-        }
-    closedir(directory);
-    assert_true(found <= 1); /* nothing temporary stays */
-    return found == 1;
-}
-
 static bool cache_file(char path[512]) {
     char folder[128];
     snprintf(folder, sizeof folder, "%s/deepwell", cache);
     return only_file(folder, path);
-}
-
-static size_t read_file(const char *path, char *text, size_t capacity) {
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    size_t length = fread(text, 1, capacity - 1, file);
-    text[length] = 0;
-    fclose(file);
-    return length;
-}
-
-static void write_file(const char *path, const char *text, size_t length) {
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, length, file), length);
-    fclose(file);
 }
 
 /* Says that a kernel passed its self-test on the first two GPUs, which no kernel of the stand-in would, or failed it.

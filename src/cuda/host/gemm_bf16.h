@@ -30,7 +30,11 @@ uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row);
  * Pure. */
 int dw_gemm_bf16_choose(const dw_gemm_bf16_shape *shape, int multiprocessors);
 
-/* dw_grouped_gemm of BF16 operands. */
+/* A tensor of dw_grouped_gemm, whatever its type: on the device, of this rank and sensible extents, and, unless it is
+ * empty, with data aligned to 16 bytes. */
+dw_status dw_grouped_gemm_check_tensor(const dw_tensor *t, const char *name, int device, int rank);
+
+/* dw_grouped_gemm of BF16 operands. UNSUPPORTED unless DEEPWELL_UNPROVED=1: see check_wanted in the source. */
 dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream);
 
 #endif

@@ -16,26 +16,15 @@ static int64_t blocks_of(int64_t extent) {
 
 /* A matrix or, with `groups`, a dense stack of them, on the device of `a`, with data. */
 static dw_status check_operand(const dw_tensor *t, const char *name, int device, bool groups, int64_t alignment) {
-    int rank = groups ? 3 : 2;
-    if (t->device_type != DW_DEVICE_CUDA || t->device_id != device)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s must be on GPU %d", name, device);
-    if (t->rank != rank)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s has rank %d; %d is expected", name, t->rank, rank);
-    bool empty = false;
-    for (int i = 0; i < rank; i++) {
-        if (t->shape[i] < 0 || t->shape[i] > INT32_MAX)
-            return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: extent %d of %s is %" PRId64, i, name,
-                           t->shape[i]);
-        empty |= t->shape[i] == 0;
-    }
-    if (empty) return DW_OK;
+    const int rank = groups ? 3 : 2;
+    DW_TRY(dw_grouped_gemm_check_tensor(t, name, device, rank));
+    for (int i = 0; i < rank; i++)
+        if (t->shape[i] == 0) return DW_OK;
     int64_t rows = t->shape[rank - 2], cols = t->shape[rank - 1], ld = t->strides[rank - 2];
     if ((cols > 1 && t->strides[rank - 1] != 1) || (rows > 1 && ld < cols))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s must have inner stride 1 and rows apart", name);
     if (groups && ((rows > 1 && ld != cols) || (t->shape[0] > 1 && t->strides[0] != rows * cols)))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s must be dense", name);
-    if (!t->data || (uintptr_t)t->data % 16 != 0)
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %s at %p must be aligned to 16 bytes", name, t->data);
     if ((rows > 1 ? ld : cols) % alignment != 0)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT,
                        "grouped gemm: rows of %s are %" PRId64 " elements apart; a multiple of %" PRId64 " is needed",

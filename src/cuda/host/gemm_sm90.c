@@ -81,7 +81,7 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
     return row->tile_n * (row->multicast == SHARES_A ? 2 : 1);
 }
 
-/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-22, docs/measured-facts.md):
+/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
  * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
  * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
  * memory. */
