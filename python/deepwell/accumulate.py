@@ -6,7 +6,7 @@ where nobody would see the difference: the backward pass runs for its effect on 
 with create_graph), nothing is hooked to the parameter, and the gradient there is plain memory of the parameter's type.
 Processes of torch.distributed are left alone, because its gradient hooks, on autograd's own nodes, cannot be seen.
 
-What is added this way is rounded once, where the usual way rounds the product and the sum."""
+In BF16 the product and the sum are rounded, as the usual way rounds them."""
 
 from __future__ import annotations
 
