@@ -212,6 +212,7 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
                 to[i] = now[i];
             mbarrier_arrive(shared_address(full + place->stage));
         }
+        __syncwarp(); /* a lane rounds behind would take a barrier's next phase for the one it waits for */
     }
 }
 #endif
