@@ -38,7 +38,10 @@ HOST_BOUND_FP8 = ("8192 x 1024 x 4096", HOST_BOUND)  # in FP8 this one, too: the
 def load(gpu: str, benchmark: str) -> tuple[dict[str, dict[str, Any]], str]:
     path = ROOT / "bench" / "results" / gpu / f"{benchmark}.json"
     document = json.loads(path.read_text())
-    return {row["case"]: row for row in document["rows"]}, f"{path.relative_to(ROOT)}, {document['date'][:10]}"
+    rows: dict[str, dict[str, Any]] = {}
+    for row in document["rows"]:
+        rows.setdefault(row["case"], row)  # a case's first metric is its main one
+    return rows, f"{path.relative_to(ROOT)}, {document['date'][:10]}"
 
 
 def line(device: str, kind: str, fmt: str, rate: str, shape: tuple[int, int, int], value: float, source: str) -> str:

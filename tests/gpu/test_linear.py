@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import weakref
 
 import oracle
 import pytest
@@ -142,8 +143,11 @@ def test_weight_copies_die_with_the_weight() -> None:
     model = layer(256, 256, torch.bfloat16)
     model(torch.randn(16, 256, device=DEVICE, dtype=torch.bfloat16))
     assert len(cuda_linear._weights) == count + 1
+    weight = weakref.ref(model[0].weight)
     del model
     gc.collect()
+    held_by = [] if weight() is None else [type(holder) for holder in gc.get_referrers(weight())]
+    assert weight() is None, held_by
     assert len(cuda_linear._weights) == count
 
 
@@ -299,7 +303,7 @@ def test_state_and_copies() -> None:
 
 
 def test_small_layers_are_left_alone_by_default() -> None:
-    model = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 2048), nn.Linear(2048, 2048)).to(DEVICE)
+    model = nn.Sequential(nn.Linear(4096, 4096), nn.Linear(4096, 512), nn.Linear(512, 512)).to(DEVICE)
     plan = deepwell.explain(deepwell.optimize(model)).plan
     assert [d.action for d in plan.decisions] == ["convert", "keep", "keep"]
 
