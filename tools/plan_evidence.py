@@ -49,9 +49,15 @@ def line(device: str, kind: str, fmt: str, rate: str, shape: tuple[int, int, int
     return f'EVIDENCE("{device}", {kind}, {fmt}, {rate}, {m}, {n}, {k}, {value:.5g}, "{source}")\n'
 
 
-def layer_rows(device: str, benchmark: str, host_bound: tuple[str, ...], host_bound_fp8: tuple[str, ...]) -> list[str]:
-    """Whole layers, forward and backward: by the device's time where that was measured apart, else leaving out those
-    that the host holds back."""
+def milliseconds(shape: tuple[int, ...], rate: float) -> float:
+    """Of a layer's three products, at so many TFLOP/s."""
+    m, n, k = shape
+    return 6 * m * n * k / rate / 1e9
+
+
+def layer_rows(device: str, benchmark: str, host: dict[str, float]) -> list[str]:
+    """Whole layers, forward and backward, as calls come: a loaded chip's clock is lower than that of one that has
+    waited for the host. Only where a call takes less than twice the `host`'s milliseconds, by the device's time."""
     rows, source = load(device, benchmark)
     lines = []
     for case, row in rows.items():
@@ -60,28 +66,35 @@ def layer_rows(device: str, benchmark: str, host_bound: tuple[str, ...], host_bo
             continue
         shape = tuple(map(int, match.groups()))
         alone = rows.get(f"{case}, device's time")
-        figures = alone or row
-        if alone or case not in host_bound:
-            lines.append(line(device, "LAYER", "FULL", "NONE", shape, figures["peers"]["eager"], source))
-        if alone or case not in host_bound_fp8:
-            lines.append(line(device, "LAYER", "QUANTIZED", "NONE", shape, figures["deepwell"], source))
+        for fmt in ("FULL", "QUANTIZED"):
+            rate = _layer_rate(row, fmt)
+            if host and milliseconds(shape, rate) < 2 * host[fmt]:
+                if not alone:
+                    continue
+                rate = _layer_rate(alone, fmt)
+            lines.append(line(device, "LAYER", fmt, "NONE", shape, rate, source))
     return lines
 
 
-def host_rows(device: str) -> list[str]:
+def _layer_rate(row: dict[str, Any], fmt: str) -> float:
+    return row["peers"]["eager"] if fmt == "FULL" else row["deepwell"]
+
+
+def host_times(device: str) -> tuple[dict[str, float], str]:
+    """Milliseconds of a layer's forward and backward that the host decides: of the shorter of those it holds back."""
     rows, source = load(device, "linear")
 
-    def milliseconds(case: str, rate: float) -> float:
-        m, n, k = map(int, SHAPE.fullmatch(case).groups())  # type: ignore[union-attr]
-        return 6 * m * n * k / rate / 1e9
+    def shortest(fmt: str, cases: tuple[str, ...]) -> float:
+        shapes = [tuple(map(int, SHAPE.fullmatch(case).groups())) for case in cases]  # type: ignore[union-attr]
+        rates = [_layer_rate(rows[case], fmt) for case in cases]
+        return min(milliseconds(shape, rate) for shape, rate in zip(shapes, rates, strict=True))
 
-    full = milliseconds(HOST_BOUND, rows[HOST_BOUND]["peers"]["eager"])
-    fp8 = min(milliseconds(case, rows[case]["deepwell"]) for case in HOST_BOUND_FP8)
-    none = (0, 0, 0)
-    return [
-        line(device, "HOST", "FULL", "NONE", none, full, source),
-        line(device, "HOST", "QUANTIZED", "NONE", none, fp8, source),
-    ]
+    return {"FULL": shortest("FULL", (HOST_BOUND,)), "QUANTIZED": shortest("QUANTIZED", HOST_BOUND_FP8)}, source
+
+
+def host_rows(device: str) -> list[str]:
+    times, source = host_times(device)
+    return [line(device, "HOST", fmt, "NONE", (0, 0, 0), time, source) for fmt, time in times.items()]
 
 
 def rate_rows(device: str, wanted: tuple[tuple[str, str, str, str], ...]) -> list[str]:
@@ -97,10 +110,10 @@ def table(text: str) -> str:
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
     rows = [
-        *layer_rows("h100", "linear", (HOST_BOUND,), HOST_BOUND_FP8),
+        *layer_rows("h100", "linear", host_times("h100")[0]),
         *host_rows("h100"),
         *rate_rows("h100", GPU_RATES),
-        *layer_rows("cpu", "plan", (), ()),
+        *layer_rows("cpu", "plan", {}),
         *rate_rows("cpu", CPU_RATES),
     ]
     return head + BEGIN + "".join(rows) + END + tail
