@@ -32,6 +32,11 @@ DW_DEVICE void cp_async_bulk_tensor_3d_multicast(uint32_t to, const void *map, i
                  : "memory");
 }
 
+/* Brings a tensor map, which lies in the kernel's parameters, to where the copy engine reads it. */
+DW_DEVICE void prefetch_tensormap(const void *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /* From shared memory to the box at (x, y); what lies outside the matrix is dropped. */
 DW_DEVICE void cp_async_bulk_tensor_2d_store(const void *map, int x, int y, uint32_t from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),

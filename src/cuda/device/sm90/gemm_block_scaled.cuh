@@ -567,6 +567,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
         }
         fence_mbarrier_init();
     }
+    if (threadIdx.x == MATH_WARPGROUPS * WARPGROUP) { /* while the kernel before this one ends */
+        prefetch_tensormap(&p.a);
+        prefetch_tensormap(&p.b);
+        if (THROUGH_SHARED) prefetch_tensormap(&p.d);
+    }
 #if MULTICAST
     barrier_cluster_arrive();
     barrier_cluster_wait();
