@@ -20,24 +20,26 @@ static void panels_cover_the_row_and_fit(void **state) {
     dw_norm_panel p;
     assert_false(dw_norm_panel_of(0, &p));
     assert_false(dw_norm_panel_of(1, &p));
-    for (int64_t tiles = 2; tiles <= 64; tiles++) {
+    for (int64_t tiles = 2; tiles <= 112; tiles++) {
         assert_true(dw_norm_panel_of(tiles, &p));
         assert_in_range(p.cluster, 2, DW_CUDA_PANEL_RANKS);
         assert_true(p.cluster * p.block_tiles >= tiles);
         assert_true((p.cluster - 1) * p.block_tiles < tiles); /* no block without a tile */
-        assert_in_range(p.block_tiles - p.held, 1, DW_CUDA_PANEL_SLOTS);
-        assert_true(p.held <= 1);
-        assert_true(p.shared_bytes >=
-                    (uint32_t)(p.block_tiles - p.held) * 32768 + DW_CUDA_PANEL_SHARED + (uint32_t)p.block_tiles * 512);
+        assert_int_equal(p.ring, tiles > 32);
+        assert_in_range(p.block_tiles, 1, p.ring ? DW_CUDA_RING_SLOTS : DW_CUDA_PANEL_TILES);
+        const uint32_t ring = DW_CUDA_RING_SLOTS * 32768 + DW_CUDA_RING_SHARED;
+        assert_int_equal(p.shared_bytes, p.ring ? ring : (uint32_t)p.block_tiles * 33280 + DW_CUDA_PANEL_SHARED);
+        const uint32_t rows_owned = (127 + p.cluster) / p.cluster;
+        assert_true(!p.ring || 2 * p.cluster * rows_owned <= DW_CUDA_RING_PARTIALS);
         assert_true((uint32_t)p.blocks_per_multiprocessor * (p.shared_bytes + 1024) <= H100_SHARED_BYTES);
     }
-    assert_false(dw_norm_panel_of(65, &p));
+    assert_false(dw_norm_panel_of(113, &p));
 }
 
 /* ---- requests ---- */
 
 static char launched[4][128];
-static unsigned int clusters[4];
+static unsigned int clusters[4], launched_clusters;
 static dw_cuda_rmsnorm_panel_params panel;
 static int launches;
 
@@ -49,10 +51,12 @@ static void record(const char *symbol, const dw_cu_launch_config *config, void *
         if (config->attributes[i].id == DW_CU_LAUNCH_CLUSTER_DIMENSION)
             clusters[launches] = config->attributes[i].value.cluster[0];
     assert_int_equal(config->grid[0] % clusters[launches], 0);
-    if (strstr(symbol, "panel")) {
+    const bool ring = strstr(symbol, "ring") != NULL;
+    if (ring || strstr(symbol, "panel")) {
         memcpy(&panel, arguments[0], sizeof panel);
-        assert_int_equal(config->grid[0] / clusters[launches], panel.norm.raster.tile_rows);
-        assert_int_equal(config->block[0], 256);
+        launched_clusters = config->grid[0] / clusters[launches];
+        if (!ring) assert_int_equal(launched_clusters, panel.norm.raster.tile_rows);
+        assert_int_equal(config->block[0], ring ? 512 : 256);
     }
     launches++;
 }
@@ -106,15 +110,15 @@ static void expect_two_kernels(void) {
     assert_non_null(strstr(launched[1], "rmsnorm_quantize_tile"));
 }
 
-static void expect_panel(const char *symbol, unsigned int cluster, int block_tiles, int slots) {
+static void expect_panel(const char *symbol, unsigned int cluster, int block_tiles) {
     assert_int_equal(launches, 1);
     assert_string_equal(launched[0], symbol);
     assert_int_equal(clusters[0], cluster);
     assert_int_equal(panel.block_tiles, block_tiles);
-    assert_int_equal(panel.slots, slots);
 }
 
-#define NAME(block, tile) "rmsnorm_quantize_panel_bf16_e4m3_" block "__sm90_128x" tile
+#define PANEL(block, blocks) "rmsnorm_quantize_panel_bf16_e4m3_" block "__sm90_" blocks
+#define RING(block) "rmsnorm_quantize_ring_bf16_e4m3_" block "__sm90"
 
 static void widths_choose_the_kernel(void **state) {
     (void)state;
@@ -122,22 +126,25 @@ static void widths_choose_the_kernel(void **state) {
     request(16, 128, 0, DW_BLOCK_1X128, true, 0); /* one tile is no cluster */
     expect_two_kernels();
     request(16, 256, 0, DW_BLOCK_1X128, true, 0);
-    expect_panel(NAME("1x128", "384"), 2, 1, 1);
+    expect_panel(PANEL("1x128", "2"), 2, 1);
     request(300, 2048, 0, DW_BLOCK_1X32, true, 0);
-    expect_panel(NAME("1x32", "384"), 8, 2, 2);
+    expect_panel(PANEL("1x32", "2"), 8, 2);
     request(256, 4096, 0, DW_BLOCK_1X128, true, 0);
-    expect_panel(NAME("1x128", "256"), 16, 2, 2);
+    expect_panel(PANEL("1x128", "3"), 16, 2);
     assert_int_equal(fake->map_type, DW_CU_TENSOR_BFLOAT16);
     assert_int_equal(fake->map_swizzle, DW_CU_SWIZZLE_NONE);
     request(16, 4104, 0, DW_BLOCK_1X128, true, 0);
-    expect_panel(NAME("1x128", "384"), 11, 3, 3);
+    expect_panel(RING("1x128"), 9, 4);
     request(129, 7168, 0, DW_BLOCK_1X32, true, 0);
-    expect_panel(NAME("1x32", "512"), 14, 4, 3);
+    expect_panel(RING("1x32"), 14, 4);
+    assert_int_equal(launched_clusters, 1); /* for two panels: the stand-in holds no more */
     request(16, 8192, 0, DW_BLOCK_1X128, true, 0);
-    expect_panel(NAME("1x128", "512"), 16, 4, 3);
+    expect_panel(RING("1x128"), 16, 4);
     request(16, 8200, 0, DW_BLOCK_1X128, true, 0);
-    expect_two_kernels();
+    expect_panel(RING("1x128"), 13, 5);
     request(16, 14336, 0, DW_BLOCK_1X32, true, 0);
+    expect_panel(RING("1x32"), 16, 7);
+    request(16, 14344, 0, DW_BLOCK_1X32, true, 0);
     expect_two_kernels();
 }
 
@@ -165,7 +172,7 @@ static void clusters_must_fit_the_device(void **state) {
     expect_two_kernels();
     assert_int_equal(fake->occupancies - before, 1); /* asked once */
     request(16, 3840, 0, DW_BLOCK_1X128, true, 1);
-    expect_panel(NAME("1x128", "256"), 15, 2, 2);
+    expect_panel(PANEL("1x128", "3"), 15, 2);
     assert_int_equal(fake->occupancies - before, 2);
     fake->largest_cluster = 16;
 }

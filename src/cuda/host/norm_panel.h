@@ -1,4 +1,5 @@
-/* RMSNorm to both quantized forms from one read of x: which kernel of rmsnorm_panel.cuh, in what clusters. */
+/* RMSNorm to both quantized forms from one read of x: which kernel of rmsnorm_panel.cuh and rmsnorm_ring.cuh, in what
+ * clusters. */
 #ifndef DW_CUDA_NORM_PANEL_H
 #define DW_CUDA_NORM_PANEL_H
 
@@ -7,7 +8,7 @@
 /* How a panel of 128 rows is spread over a cluster. */
 typedef struct dw_norm_panel {
     int32_t block_tiles; /* tiles of 128 columns of a thread block; the last block of a cluster may have fewer */
-    int32_t held;        /* of them in registers */
+    bool ring;           /* else a cluster for each panel */
     int32_t blocks_per_multiprocessor;
     uint32_t cluster; /* thread blocks */
     uint32_t shared_bytes;

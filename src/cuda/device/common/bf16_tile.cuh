@@ -107,7 +107,7 @@ DW_DEVICE void quantize_bf16_rows(square_tile_shared *s, const dw_cuda_quantized
 /* Codes and inverses of two columns and one block of rows a thread. */
 DW_DEVICE void bf16_column_scales(square_tile_shared *s, uint32_t round_add, bool square, int element, int block) {
     const int groups = block == DW_BLOCK_1X32 ? 4 : 1, parts = 16 / groups;
-    const int thread = (int)threadIdx.x, group = thread / (TILE / 2), pair = thread % (TILE / 2);
+    const int thread = tile_thread(), group = thread / (TILE / 2), pair = thread % (TILE / 2);
     if (group < groups) {
         uint32_t amax = 0;
         if (square) {
@@ -163,7 +163,7 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
                                   const dw_cuda_quantized *transposed, const square_tile_place *at,
                                   square_tile_units *t, uint32_t round_add, bool want_row, bool want_transposed,
                                   bool square, int element, int block) {
-    const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
+    const int thread = tile_thread(), block_cols = block_columns(block), blocks = TILE / block_cols;
     uint32_t rows[4];
     bf16_amax(s, at, t, rows, want_transposed, square);
     if (want_row) {
@@ -174,7 +174,7 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
         }
     }
     forget_unpacked(t, DW_BF16);
-    __syncthreads();
+    tile_barrier();
     if (want_transposed) {
         bf16_column_scales(s, round_add, square, element, block);
     }
@@ -183,10 +183,10 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
         store_scales(&row->scale, s->row_codes, TILE, blocks, at->row0, at->col0 / block_cols,
                      TILE_THREADS - 1 - thread, TILE_THREADS);
     }
-    __syncthreads();
+    tile_barrier();
     if (want_transposed) {
         quantize_bf16_columns(s, at, t, element, block);
-        __syncthreads();
+        tile_barrier();
         store_tile_columns(s, transposed, at, DW_BF16);
         store_column_scales(s, transposed, at, square, block);
     }

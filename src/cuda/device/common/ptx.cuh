@@ -130,6 +130,11 @@ DW_DEVICE float rsqrt_approx_f32(float x) {
     return v;
 }
 
+/* Barrier number `barrier` of the thread block, for `threads` of its threads. */
+DW_DEVICE void bar_sync(uint32_t barrier, uint32_t threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 /* ---- bulk copies into shared memory and the barriers they complete on
  * ------------------------------------------------ */
 
@@ -179,6 +184,11 @@ DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x,
         : "memory");
 }
 
+/* Makes this thread's ordinary writes to shared memory visible to the copy engine. */
+DW_DEVICE void fence_proxy_async(void) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /* ---- clusters ------------------------------------------------------------------------------------------------- */
 
 DW_DEVICE uint32_t cluster_ctarank(void) {
@@ -215,6 +225,18 @@ DW_DEVICE void st_async_v4(float *shared, uint64_t *barrier, uint32_t rank, floa
                  "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [counted];\n"
                  "}" ::"r"(shared_address(shared)),
                  "r"(shared_address(barrier)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+/* The same of 4 bytes. */
+DW_DEVICE void st_async_f32(float *shared, uint64_t *barrier, uint32_t rank, float v) {
+    asm volatile("{\n"
+                 ".reg .b32 there, counted;\n"
+                 "mapa.shared::cluster.u32 there, %0, %2;\n"
+                 "mapa.shared::cluster.u32 counted, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [there], %3, [counted];\n"
+                 "}" ::"r"(shared_address(shared)),
+                 "r"(shared_address(barrier)), "r"(rank), "f"(v)
                  : "memory");
 }
 

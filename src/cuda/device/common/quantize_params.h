@@ -82,19 +82,22 @@ typedef struct dw_cuda_map {
     DW_CUDA_ALIGNED(64) uint64_t opaque[16];
 } dw_cuda_map;
 
-/* rmsnorm_quantize_panel_*, on a grid of clusters of at most DW_CUDA_PANEL_RANKS thread blocks, one for every 128 rows.
- * source_vector must be set, and both results wanted. Dynamic shared memory: the slots, DW_CUDA_PANEL_SHARED bytes,
- * and a float for each column of a slice. */
+/* rmsnorm_quantize_panel_* and rmsnorm_quantize_ring_*, on a grid of clusters of at most DW_CUDA_PANEL_RANKS thread
+ * blocks: one for every 128 rows, or at most so many. source_vector must be set, and both results wanted. Dynamic
+ * shared memory: for a panel a slot of 128x128 elements of x for each tile of a block's slice, DW_CUDA_PANEL_SHARED
+ * bytes, and a float for each column of a slice; for a ring DW_CUDA_RING_SLOTS slots and DW_CUDA_RING_SHARED bytes. */
 typedef struct dw_cuda_rmsnorm_panel_params {
     dw_cuda_map x_map; /* of x: boxes of 128x128, no swizzle */
     dw_cuda_rmsnorm_params norm;
-    int32_t block_tiles; /* tiles of 128 columns in a thread block's slice */
-    int32_t slots;       /* of 128x128 elements of x in shared memory: those of a slice that are not in registers */
+    int32_t block_tiles; /* tiles of 128 columns in a thread block's slice; a panel's has at most DW_CUDA_PANEL_TILES */
 } dw_cuda_rmsnorm_panel_params;
 
 #define DW_CUDA_PANEL_RANKS 16
-#define DW_CUDA_PANEL_SLOTS 3 /* at most */
+#define DW_CUDA_PANEL_TILES 2
 #define DW_CUDA_PANEL_SHARED 8736
+#define DW_CUDA_RING_SLOTS 7
+#define DW_CUDA_RING_PARTIALS 288 /* two groups of 256 threads, ranks times the rows a block owns: 144 at most */
+#define DW_CUDA_RING_SHARED 2896
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when
  * given; dweight partial sums [blocks, cols] in FP32, one row per thread block. */

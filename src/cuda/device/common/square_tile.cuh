@@ -20,6 +20,26 @@
 #define TILE_WARPS 8
 #define LANE_ROWS 8
 
+/* Groups of TILE_THREADS threads in a thread block, each with a tile of its own; a kernel that has several defines this
+ * before it includes this file. Named barriers 1.. are the groups'. */
+#ifndef TILE_GROUPS
+#define TILE_GROUPS 1
+#endif
+
+/* This thread's number in its group. */
+DW_DEVICE int tile_thread(void) {
+    return TILE_GROUPS == 1 ? (int)threadIdx.x : (int)threadIdx.x % TILE_THREADS;
+}
+
+/* A barrier of the group. */
+DW_DEVICE void tile_barrier(void) {
+    if (TILE_GROUPS == 1) {
+        __syncthreads();
+    } else {
+        bar_sync(1 + threadIdx.x / TILE_THREADS, TILE_THREADS);
+    }
+}
+
 typedef struct square_tile_shared {
     uint4 transposed[TILE * TILE / 16];
     union {
@@ -48,7 +68,7 @@ typedef struct square_tile_place {
 } square_tile_place;
 
 DW_DEVICE square_tile_place place_in_tile(int row0, int col0, int rows, int cols) {
-    const int thread = (int)threadIdx.x;
+    const int thread = tile_thread();
     square_tile_place at = {row0, col0, rows, cols, thread / 16 * LANE_ROWS, thread % 16};
     return at;
 }
@@ -200,7 +220,7 @@ DW_DEVICE uint32_t square_amax_partial(square_tile_shared *s, uint32_t amax, int
         amax = max(amax & 0xFFFFu, amax >> 16);
     }
     amax = __reduce_max_sync(0xFFFFFFFFu, amax);
-    s->warp_amax[threadIdx.x / 32] = amax;
+    s->warp_amax[tile_thread() / 32] = amax;
     return amax;
 }
 
@@ -248,8 +268,8 @@ DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_plac
         for (int i = 0; i < 4; i++) {
             m[i] = larger(m[i], __shfl_xor_sync(0xFFFFFFFFu, m[i], 16), source);
         }
-        if (threadIdx.x % 32 < 16) {
-            uint4 *to = (uint4 *)s->column_amax_f32[threadIdx.x / 32] + k * 16 + at->lane_unit;
+        if (tile_thread() % 32 < 16) {
+            uint4 *to = (uint4 *)s->column_amax_f32[tile_thread() / 32] + k * 16 + at->lane_unit;
             *to = make_uint4(m[0], m[1], m[2], m[3]);
         }
         all = larger(all, larger(larger(m[0], m[1], source), larger(m[2], m[3], source), source), source);
@@ -263,7 +283,7 @@ DW_DEVICE void column_amax_partial(square_tile_shared *s, const square_tile_plac
 DW_DEVICE void column_scales(square_tile_shared *s, uint32_t round_add, bool square, int source, int element,
                              int block) {
     const int groups = block == DW_BLOCK_1X32 ? 4 : 1, warps = TILE_WARPS / groups;
-    for (int i = (int)threadIdx.x; i < groups * TILE; i += TILE_THREADS) {
+    for (int i = tile_thread(); i < groups * TILE; i += TILE_THREADS) {
         const int column = i % TILE, group = i / TILE;
         uint32_t amax = square ? square_amax(s, 0) : 0;
 #pragma unroll
@@ -311,7 +331,7 @@ DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_qua
                                   const square_tile_place *at, int source) {
     const int passes = TILE * 8 / TILE_THREADS, stride = TILE_THREADS / 8;
     const bool whole = out->vector && tile_is_whole(at);
-    const uint32_t chunk = threadIdx.x % 8, first = threadIdx.x / 8;
+    const uint32_t chunk = (uint32_t)tile_thread() % 8, first = (uint32_t)tile_thread() / 8;
     const int row = at->row0 + (int)chunk * 16;
     uint8_t *to = out->data + (at->col0 + (int)first) * out->ld + row;
 #pragma unroll
@@ -341,7 +361,7 @@ DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_qua
  * all the same). */
 DW_DEVICE void store_column_scales(const square_tile_shared *s, const dw_cuda_quantized *out,
                                    const square_tile_place *at, bool square, int block) {
-    const int thread = (int)threadIdx.x;
+    const int thread = tile_thread();
     if (square) {
         if (thread == 0) {
             store_square_scale(&out->scale, at->col0 / TILE, at->row0 / TILE, (at->cols + TILE - 1) / TILE,
@@ -369,7 +389,7 @@ DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantiz
         quantize_bf16_tile(s, row, transposed, at, t, round_add, want_row, want_transposed, square, element, block);
         return;
     }
-    const int thread = (int)threadIdx.x, block_cols = block_columns(block), blocks = TILE / block_cols;
+    const int thread = tile_thread(), block_cols = block_columns(block), blocks = TILE / block_cols;
     if (want_transposed) {
         column_amax_partial(s, at, t, square, source);
     }
@@ -381,12 +401,12 @@ DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantiz
         }
     }
     forget_unpacked(t, source);
-    __syncthreads();
+    tile_barrier();
     if (want_transposed) {
         column_scales(s, round_add, square, source, element, block);
-        __syncthreads();
+        tile_barrier();
         quantize_tile_columns(s, at, t, 0.0f, source, element, block);
-        __syncthreads();
+        tile_barrier();
         store_tile_columns(s, transposed, at, source);
         store_column_scales(s, transposed, at, square, block);
     }

@@ -53,11 +53,6 @@ DW_DEVICE void cp_async_bulk_commit_group(void) {
 #define cp_async_bulk_wait_group_read(pending)                                                                         \
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory")
 
-/* Makes this thread's ordinary writes to shared memory visible to the copy engine. */
-DW_DEVICE void fence_proxy_async(void) {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 /* An arrival on the barrier that lies at `barrier` in block `rank` of the cluster. */
 DW_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
     asm volatile("{\n"
@@ -71,10 +66,6 @@ DW_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
 
 DW_DEVICE void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-DW_DEVICE void bar_sync(uint32_t barrier, uint32_t threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 DW_DEVICE void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
