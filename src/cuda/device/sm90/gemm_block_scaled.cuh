@@ -29,8 +29,8 @@
  * GROUPED          0, GROUPED_M or GROUPED_K
  * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
  *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
- *                  operands, and the library has no such kernel: bench/gpu_limit.py measures with it what adding up
- *                  costs
+ *                  operands, and the library has no such kernel: bench/unscaled.py compiles it, to measure what adding
+ *                  up costs
  * KERNEL           the name */
 #include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
