@@ -111,7 +111,11 @@ def source(variant: str) -> str:
     facts = {
         "SHARED_BYTES": shared_bytes(row),
         "sizeof(dw_gemm_sm90_params)": c.sizeof(Params),
-        "offsetof(dw_gemm_sm90_params, accumulate)": Params.accumulate.offset,
+        **{
+            f"offsetof(dw_gemm_sm90_params, {name})": getattr(Params, name).offset
+            for name, _ in Params._fields_
+            if name != "padding"
+        },
     }
     lines += ["#define ADD_UP 0", "#include <cstddef>", '#include "sm90/gemm_block_scaled.cuh"']
     lines += [f'static_assert({what} == {value}, "bench/unscaled.py: {what}");' for what, value in facts.items()]
@@ -173,7 +177,10 @@ class Kernel:
     """A variant, loaded on PyTorch's current GPU."""
 
     def __init__(self, variant: str, code: bytes, driver: Any = None) -> None:
-        self.driver = c.CDLL("libcuda.so.1") if driver is None else driver
+        if driver is None:
+            torch.zeros(1, device="cuda")  # only then is there a context to load it in
+            driver = c.CDLL("libcuda.so.1")
+        self.driver = driver
         self.row = {name: int(value) for name, value in row_of(variant).items() if value.isdigit()}
         self.shares = row_of(variant)["MULTICAST"]  # 0, A or B
         self.cluster = 1 if self.shares == "0" else 2

@@ -6,6 +6,7 @@ import ctypes as c
 import datetime
 import re
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -233,11 +234,15 @@ def test_the_window_comes_after_settling(monkeypatch: pytest.MonkeyPatch) -> Non
 SMI = """import datetime, sys, time
 assert sys.argv[1] == "--query-gpu=timestamp,clocks.sm,power.draw.instant", sys.argv
 assert sys.argv[-2:] == ["-lms", "20"], sys.argv
-answers = {answers}
+def tell(clock, power):
+    now = datetime.datetime.now().strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
+    print(f"{{now}}, {{clock}}, {{power}}", flush=True)
+for _ in range(500):
+    tell(345, 80)
+time.sleep(0.1)
 while True:
-    for clock, power in answers:
-        now = datetime.datetime.now().strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
-        print(f"{{now}}, {{clock}}, {{power}}", flush=True)
+    for answer in {answers}:
+        tell(*answer)
         time.sleep(0.002)
 """
 
@@ -250,6 +255,7 @@ def smi(folder: Path, answers: str) -> list[str]:
 
 def test_medians_are_of_the_window(tmp_path: Path) -> None:
     with gpu_sampler.Sampler(smi(tmp_path, "[(1000, 700.5), (1400, 600.5), (1200, 650.5)]")) as sampler:
+        time.sleep(0.3)  # the idle device's samples lie before the window
         begin = datetime.datetime.now()
         end = begin + datetime.timedelta(seconds=0.1)
         assert sampler.medians(begin, end) == (1200, 650.5)
@@ -261,9 +267,9 @@ def test_medians_are_of_the_window(tmp_path: Path) -> None:
 def test_answers_that_are_no_samples_are_told(tmp_path: Path) -> None:
     with (
         pytest.raises(common.BenchError, match=r"nvidia-smi answers '.*N/A.*power\.draw\.instant"),
-        gpu_sampler.Sampler(smi(tmp_path, "[(1000, '[N/A]')]")),
+        gpu_sampler.Sampler(smi(tmp_path, "[(1000, '[N/A]')]")) as sampler,
     ):
-        pass
+        sampler.medians(datetime.datetime.now(), datetime.datetime.now() + datetime.timedelta(seconds=1))
     with pytest.raises(common.BenchError, match="nvidia-smi ended"), gpu_sampler.Sampler(["true"]):
         pass
 
