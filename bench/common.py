@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 # For each unit, whether more is better.
-UNITS = {"ms": False, "MiB": False, "TFLOP/s": True, "TB/s": True, "tokens/s": True}
+UNITS = {"ms": False, "MiB": False, "TFLOP/s": True, "TB/s": True, "tokens/s": True, "MHz": True, "W": False, "%": True}
 GPUS = ("cpu", "h100", "h200")
 BENCHMARKS = (
-    *("cpu_quantize", "convert", "quantize", "fused", "linear", "gemm", "gemm_wgrad"),
+    *("cpu_quantize", "convert", "quantize", "fused", "linear", "gemm", "gemm_limit", "gemm_wgrad"),
     *("grouped", "grouped_wgrad", "grouped_bf16", "moe_layer", "step_dense", "step_moe", "plan"),
 )
 PEERS = (
@@ -35,6 +35,7 @@ PEERS = (
         "cublaslt_tensor",
         "cublaslt_block",
         "deepgemm",
+        "unscaled",
         "te_best",
         "te_block",
     ),

@@ -9,12 +9,13 @@ import functools
 import sys
 from pathlib import Path
 
-from bench import common, gpu_gemm, gpu_grouped, gpu_linear, gpu_quantize, gpu_step, gpu_step_peers
+from bench import common, gpu_gemm, gpu_grouped, gpu_limit, gpu_linear, gpu_quantize, gpu_step, gpu_step_peers
 
 BENCHMARKS = {
     "quantize": gpu_quantize.run_quantize,
     "fused": gpu_quantize.run_fused,
     "gemm": gpu_gemm.run_gemm,
+    "gemm_limit": gpu_limit.run,
     "gemm_wgrad": gpu_gemm.run_wgrad,
     "grouped": gpu_grouped.run_grouped,
     "grouped_wgrad": gpu_grouped.run_wgrad,

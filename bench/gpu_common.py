@@ -49,7 +49,7 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders.items())
     if launches > 1:
-        order = [(name, _graph(call, launches)) for name, call in order]
+        order = [(name, graph(call, launches)) for name, call in order]
     for _, call in order if hide_host else ():
         call(0)  # whatever only a first call does would look like slow host code
     leads = dict.fromkeys(contenders, LEAD_CYCLES)
@@ -82,15 +82,16 @@ def _window(call: Callable[[int], Any], first: int, calls: int, lead: int) -> tu
     return start.elapsed_time(end), hidden
 
 
-def _graph(call: Callable[[int], Any], launches: int) -> Callable[[int], Any]:
+def graph(call: Callable[[int], Any], launches: int) -> Callable[[int], Any]:
+    """A call that does so many on the device, without the host."""
     for i in range(2):
         call(i)  # loads code, compiles where a peer compiles
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
         for i in range(launches):
             call(i)
-    return lambda turn: graph.replay()
+    return lambda turn: recorded.replay()
 
 
 def rotation(total_bytes: int) -> int:

@@ -39,12 +39,12 @@ def run_gemm(results: Path, rounds: int) -> Path:
         contenders: dict[str, Callable[[int], Any]] = {
             "deepwell": turns([product(a, b, out, cl.BACKEND_AUTO) for (a, b), out in pairs]),
             "cublaslt_block": turns([product(a, b, out, cl.BACKEND_CUBLASLT) for (a, b), out in pairs]),
-            "cublaslt_row": turns([_row_wise(a, b) for a, b in operands]),
+            "cublaslt_row": turns([row_wise(a, b) for a, b in operands]),
         }
         if (m, n, k) in SMALL:
             contenders["own"] = turns([product(a, b, out, cl.BACKEND_OWN) for (a, b), out in pairs])
         if library is not None:
-            contenders["deepgemm"] = turns([_deep_gemm_nt(library, a, b, out) for (a, b), out in pairs])
+            contenders["deepgemm"] = turns([deep_gemm_nt(library, a, b, out) for (a, b), out in pairs])
         times = gpu_common.interleaved(contenders, rounds, launches=max(LAUNCHES, count))
         rates = {name: 2 * m * n * k / time / 1e9 for name, time in times.items()}
         case = f"{m} x {n} x {k}"
@@ -85,14 +85,14 @@ def run_wgrad(results: Path, rounds: int) -> Path:
     return result.write(results)
 
 
-def _row_wise(a: Operand, b: Operand) -> Callable[[], Any]:
+def row_wise(a: Operand, b: Operand) -> Callable[[], Any]:
     """cuBLASLt with one scale a row, fast accumulation: it has no block scaling to do."""
     one_a = torch.ones(a.rows, 1, device=DEVICE)
     one_b = torch.ones(1, b.rows, device=DEVICE)
     return lambda: torch._scaled_mm(a.bytes, b.bytes.t(), one_a, one_b, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
-def _deep_gemm_nt(library: Any, a: Operand, b: Operand, out: torch.Tensor) -> Callable[[], Any]:
+def deep_gemm_nt(library: Any, a: Operand, b: Operand, out: torch.Tensor) -> Callable[[], Any]:
     left, right = (a.bytes, deep_gemm_scales(library, a)), (b.bytes, b.scales_by_row())
     return lambda: library.fp8_gemm_nt(left, right, out, disable_ue8m0_cast=True)
 

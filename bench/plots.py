@@ -30,6 +30,7 @@ PEER_NAMES = {
     "cublaslt_tensor": "cuBLASLt FP8 tensor-wise",
     "cublaslt_block": "cuBLASLt FP8 block",
     "deepgemm": "DeepGEMM",
+    "unscaled": "without scales",
     "te_best": "Transformer Engine, best",
     "te_block": "Transformer Engine, block",
     "torchao": "torchao",

@@ -27,6 +27,10 @@
  * OUT_F32          D is FP32, else BF16
  * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4; 0: from registers
  * GROUPED          0, GROUPED_M or GROUPED_K
+ * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
+ *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
+ *                  operands, and the library has no such kernel: bench/unscaled.py compiles it, to measure what adding
+ *                  up costs
  * KERNEL           the name */
 #include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
@@ -34,6 +38,10 @@
 
 #define MULTICAST_A 1
 #define MULTICAST_B 2
+
+#ifndef ADD_UP
+#define ADD_UP 1
+#endif
 
 #define BLOCK_K 128
 #define WARPGROUP 128
@@ -225,23 +233,24 @@ typedef struct stage_scales {
     float b[SUB_N];    /* of square blocks */
 } stage_scales;
 
-/* The products of 64 rows and CHUNK_N columns over one stage, begun. */
+/* The products of 64 rows and CHUNK_N columns over one stage, begun: with ADD_UP they replace what was there. */
 DW_DEVICE void multiply(float *products, uint32_t a_low, uint32_t b_low) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < BLOCK_K / 32; k++) {
         uint64_t a = wgmma_descriptor_swizzle_128b(a_low + 2 * k), b = wgmma_descriptor_swizzle_128b(b_low + 2 * k);
 #if CHUNK_N == 128
-        wgmma_m64n128k32_f32_e4m3_e4m3(products, a, b, k > 0);
+        wgmma_m64n128k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
 #elif CHUNK_N == 64
-        wgmma_m64n64k32_f32_e4m3_e4m3(products, a, b, k > 0);
+        wgmma_m64n64k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
 #else
-        wgmma_m64n32k32_f32_e4m3_e4m3(products, a, b, k > 0);
+        wgmma_m64n32k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
 #endif
     }
     wgmma_commit_group();
 }
 
+#if ADD_UP
 /* Adds the products of one chunk, scaled, to its sums. b_scale: the stage's scales of single columns. */
 DW_DEVICE void promote(float *sums, const float *products, const float *a, float b, const char *b_scale) {
 #pragma unroll
@@ -258,6 +267,7 @@ DW_DEVICE void promote(float *sums, const float *products, const float *a, float
         }
     }
 }
+#endif
 
 #if K_SPLIT > 1
 /* The sums of all warpgroups that share rows into those of the first of them. Barrier 8 is all of them's. */
@@ -466,6 +476,7 @@ DW_DEVICE void release_stage(char *shared, int stage) {
     if (CLUSTER == 1 && lane == 0) mbarrier_arrive(empty);
 }
 
+#if ADD_UP
 /* One stage: its products, scaled, onto `sums`. The scales are read before the products are begun: read meanwhile, they
  * would hold back some of the four instructions. */
 DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int row, math_state *m) {
@@ -497,6 +508,18 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, i
         if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
     }
 }
+#else
+/* One stage: its products as they are onto `sums`, both chunks begun before the first is waited for. */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, math_state *m) {
+    const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
+    const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
+#pragma unroll
+    for (int sub = 0; sub < SUBS; sub++)
+        multiply(sums[sub], a_low + sub / SUB_N * (64 * BLOCK_K / 16), b_low + sub % SUB_N * (CHUNK_N * BLOCK_K / 16));
+    wgmma_wait_group_0();
+    release_stage(shared, m->place.stage);
+}
+#endif
 
 /* Iterations of the loop over stages that are laid out one after the other: what one adds up is then mixed with asking
  * for the next one's stage, and no branch stands between them. As many as the registers allow. */
@@ -532,7 +555,11 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
 #pragma unroll unrolled_stages
         for (int kb = turn; kb < k_blocks; kb += K_SPLIT) {
             wait_for_stage(shared, &m.place);
+#if ADD_UP
             multiply_stage(sums, shared, warpgroup, tile.row, &m);
+#else
+            multiply_stage(sums, shared, &m);
+#endif
             ring_advance(&m.place, K_SPLIT);
         }
         /* this warpgroup's place without operands, if it has one */

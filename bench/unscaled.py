@@ -1,0 +1,248 @@
+"""The library's matrix kernels without their scales, compiled when asked for: ADD_UP 0 of gemm_block_scaled.cuh.
+
+The tensor core then adds up the whole reduction by itself, and all else is the library's kernel: tiles, copies, stores
+and launches. What such a kernel reaches, no way of applying scales in it can exceed."""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import common
+
+COLUMNS = (
+    *("TILE_M", "TILE_N", "CHUNK_N", "MATH_WARPGROUPS", "K_SPLIT", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR"),
+    *("OUT_F32", "STORE_BUFFERS", "GROUPED"),
+)
+ROWS = "gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_"
+# Of which row of the table of kernels each is, and in what it differs from it: pairs of 128x256 tiles share B, the
+# larger operand, which no row of dense products does.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "192x128_pair": (f"{ROWS}192x128_pair", {}),
+    "128x256": (f"{ROWS}128x256", {}),
+    "128x256_pair": (f"{ROWS}128x256", {"MULTICAST": "B"}),
+}
+RELEASE = "13."  # of the compiler, as for the library itself
+BLOCK = 128
+
+
+class Unavailable(common.BenchError):
+    """There is no compiler for the kernels here."""
+
+
+class Params(c.Structure):
+    """dw_gemm_sm90_params of src/cuda/device/sm90/gemm_params.h; the source compiled below compares the two."""
+
+    _fields_ = (
+        *((name, c.c_uint64 * 16) for name in ("a", "b", "d")),
+        *((name, c.c_void_p) for name in ("a_scale", "b_scale")),
+        *((name, c.c_int64) for name in ("a_scale_ld", "b_scale_ld", "b_scale_row_step", "b_scale_k_step")),
+        ("out", c.c_void_p),
+        ("out_ld", c.c_int64),
+        *((name, c.c_void_p) for name in ("bias", "ends")),
+        *((name, c.c_int32) for name in ("groups", "m", "n", "k", "band", "accumulate")),
+        ("padding", c.c_uint64 * 3),
+    )
+
+
+class LaunchAttribute(c.Structure):
+    """CUlaunchAttribute: its value begins with what is set here."""
+
+    _fields_ = (("id", c.c_int), ("pad", c.c_int), ("value", c.c_uint32 * 16))
+
+
+class LaunchConfig(c.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, c.c_uint32 * 3) for name in ("grid", "block")),
+        ("shared_bytes", c.c_uint32),
+        *((name, c.c_void_p) for name in ("stream", "attributes")),
+        ("attribute_count", c.c_uint32),
+    )
+
+
+MAX_DYNAMIC_SHARED = 8  # the driver's numbers, as in src/cuda/host/driver_api.h
+CLUSTER_DIMENSION, PROGRAMMATIC_SERIALIZATION = 4, 6
+TENSOR_UINT8, TENSOR_BFLOAT16 = 0, 9
+SWIZZLE_128B = 3
+PROMOTE_128B, PROMOTE_256B = 2, 3
+
+
+# ---- sources and their compiler --------------------------------------------------------------------------------------
+
+
+def row_of(variant: str) -> dict[str, str]:
+    """The parameters of a variant: those of its row in the table of kernels, with its own changes."""
+    name, changes = VARIANTS[variant]
+    table = common.ROOT / "src" / "registry" / "kernels.inc"
+    found = re.search(rf"^CUDA_GEMM\({name}, ([^)]*)\)$", table.read_text(), re.MULTILINE)
+    if found is None:
+        raise common.BenchError(f"{table}: no row {name}, which {variant} is made from")
+    return {**dict(zip(COLUMNS, found[1].split(", "), strict=True)), **changes}
+
+
+def shared_bytes(row: dict[str, str]) -> int:
+    """Shared memory of a kernel with FP32 scales, square blocks in B and a BF16 result."""
+    tile_m, tile_n, stages = (int(row[name]) for name in ("TILE_M", "TILE_N", "STAGES"))
+    scales = 4 * tile_m + 16 + 16
+    stage = (tile_m + tile_n) * BLOCK + scales + 16 + 16  # with the tile's slot and two barriers
+    return stages * stage + int(row["MATH_WARPGROUPS"]) * int(row["STORE_BUFFERS"]) * 64 * 128
+
+
+def source(variant: str) -> str:
+    """What the build makes of a row, and ADD_UP 0; what this module takes for granted is asserted."""
+    row = row_of(variant)
+    values = {
+        column: "0" if value == "NONE" else f"{column}_{value}" if value.isalpha() else value
+        for column, value in row.items()
+    }
+    lines = [f"#define KERNEL unscaled_{variant}", *(f"#define {name} {value}" for name, value in values.items())]
+    facts = {
+        "SHARED_BYTES": shared_bytes(row),
+        "sizeof(dw_gemm_sm90_params)": c.sizeof(Params),
+        **{
+            f"offsetof(dw_gemm_sm90_params, {name})": getattr(Params, name).offset
+            for name, _ in Params._fields_
+            if name != "padding"
+        },
+    }
+    lines += ["#define ADD_UP 0", "#include <cstddef>", '#include "sm90/gemm_block_scaled.cuh"']
+    lines += [f'static_assert({what} == {value}, "bench/unscaled.py: {what}");' for what, value in facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def find_nvcc() -> str:
+    """A CUDA 13 compiler: of the Python packages, as the build, then CUDA_HOME's, PATH's, the usual one."""
+    candidates = [
+        str(path)
+        for prefix in (Path(sys.prefix), common.ROOT / ".venv")
+        for pattern in ("cuda/nvidia/cu13/bin/nvcc", "lib/python3*/site-packages/nvidia/cu13/bin/nvcc")
+        for path in sorted(prefix.glob(pattern))
+    ]
+    home = os.environ.get("CUDA_HOME")
+    candidates += [str(Path(home, "bin", "nvcc"))] if home else []
+    candidates += [found for found in (shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")) if found]
+    seen = []
+    for nvcc in dict.fromkeys(candidates):
+        try:
+            done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+        except OSError as error:
+            seen.append(f"{nvcc}: {error.strerror}")
+            continue
+        release = re.search(r"release (\d+\.\d+)", done.stdout)
+        if done.returncode == 0 and release and release[1].startswith(RELEASE):
+            return nvcc
+        seen.append(f"{nvcc}: release {release[1] if release else 'unknown'}")
+    raise Unavailable(
+        f"no CUDA 13 compiler in the Python packages, CUDA_HOME, PATH or /usr/local/cuda "
+        f"({'; '.join(seen) or 'none'}); `pip install nvidia-cuda-nvcc nvidia-cuda-cccl` provides one"
+    )
+
+
+def compile_variants() -> dict[str, bytes]:
+    """The device code of each variant. Raises Unavailable without a compiler."""
+    nvcc, folders = find_nvcc(), [common.ROOT / name for name in ("src/cuda/device", "src", "include")]
+    command = [nvcc, "-cubin", "-O3", "-std=c++17", "-Werror", "all-warnings"]
+    command += ["-gencode=arch=compute_90a,code=sm_90a", *(f"-I{folder}" for folder in folders)]
+    with tempfile.TemporaryDirectory() as scratch:
+        running = {}
+        for variant in VARIANTS:
+            text, code = Path(scratch, f"{variant}.cu"), Path(scratch, f"{variant}.cubin")
+            text.write_text(source(variant))
+            arguments = [*command, "-o", str(code), str(text)]
+            process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            running[variant] = (process, code)
+        said = {variant: process.communicate()[0] for variant, (process, _) in running.items()}
+        for variant, (process, _) in running.items():
+            if process.returncode != 0:
+                raise common.BenchError(f"{nvcc} does not compile {variant}: {said[variant]}")
+        return {variant: code.read_bytes() for variant, (_, code) in running.items()}
+
+
+# ---- launching -------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A variant, loaded on PyTorch's current GPU."""
+
+    def __init__(self, variant: str, code: bytes, driver: Any = None) -> None:
+        if driver is None:
+            torch.zeros(1, device="cuda")  # only then is there a context to load it in
+            driver = c.CDLL("libcuda.so.1")
+        self.driver = driver
+        self.row = {name: int(value) for name, value in row_of(variant).items() if value.isdigit()}
+        self.shares = row_of(variant)["MULTICAST"]  # 0, A or B
+        self.cluster = 1 if self.shares == "0" else 2
+        self.shared_bytes = shared_bytes(row_of(variant))
+        self.module, self.function = c.c_void_p(), c.c_void_p()
+        self._check("cuModuleLoadData", c.byref(self.module), code)
+        self._check("cuModuleGetFunction", c.byref(self.function), self.module, f"unscaled_{variant}".encode())
+        self._check("cuFuncSetAttribute", self.function, c.c_int(MAX_DYNAMIC_SHARED), c.c_int(self.shared_bytes))
+
+    def _check(self, name: str, *arguments: Any) -> None:
+        result = getattr(self.driver, name)(*arguments)
+        if result != 0:
+            raise common.BenchError(f"unscaled kernels: {name} answers {result}")
+
+    def _map(self, target: Any, matrix: torch.Tensor, box: tuple[int, int], kind: int, promotion: int) -> None:
+        rows, cols = matrix.shape
+        stride = matrix.stride(0) * matrix.element_size()
+        self._check(
+            "cuTensorMapEncodeTiled",
+            *(c.byref(target), c.c_int(kind), c.c_uint32(2), c.c_void_p(matrix.data_ptr())),
+            *((c.c_uint64 * 2)(cols, rows), (c.c_uint64 * 1)(stride), (c.c_uint32 * 2)(*box), (c.c_uint32 * 2)(1, 1)),
+            *(c.c_int(value) for value in (0, SWIZZLE_128B, promotion, 0)),
+        )
+
+    def product(
+        self,
+        a: torch.Tensor,
+        a_scales: torch.Tensor,
+        b: torch.Tensor,
+        b_scales: torch.Tensor,
+        out: torch.Tensor,
+        multiprocessors: int,
+        stream: Callable[[], int],
+    ) -> Callable[[], None]:
+        """out[M, N] = a[M, K] b[N, K]^T. The scales, FP32, are copied as the library's kernels do and not applied:
+        a_scales [k blocks, M], b_scales [blocks of N, at least k blocks]. The call launches on `stream()`."""
+        (m, k), n = a.shape, b.shape[0]
+        tile_m, tile_n = self.row["TILE_M"], self.row["TILE_N"]
+        memory = c.create_string_buffer(c.sizeof(Params) + 128)
+        p = Params.from_buffer(memory, -c.addressof(memory) % 128)  # the driver writes aligned maps
+        self._map(p.a, a, (BLOCK, tile_m // 2 if self.shares == "A" else tile_m), TENSOR_UINT8, PROMOTE_256B)
+        self._map(p.b, b, (BLOCK, tile_n // 2 if self.shares == "B" else tile_n), TENSOR_UINT8, PROMOTE_256B)
+        self._map(p.d, out, (64, 64), TENSOR_BFLOAT16, PROMOTE_128B)
+        p.a_scale, p.a_scale_ld = a_scales.data_ptr(), a_scales.stride(0)
+        p.b_scale, p.b_scale_row_step, p.b_scale_k_step = b_scales.data_ptr(), b_scales.stride(0), 1
+        p.out, p.out_ld = out.data_ptr(), out.stride(0)
+        p.m, p.n, p.k, p.groups = m, n, k, 1
+        p.band = {128: 16, 192: 4}[tile_m]  # dw_gemm_sm90_band
+        down = -(-m // (tile_m * (2 if self.shares == "B" else 1)))
+        across = -(-n // (tile_n * (2 if self.shares == "A" else 1)))
+        attributes = (LaunchAttribute * 2)()
+        attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_SERIALIZATION, 1
+        attributes[1].id = CLUSTER_DIMENSION
+        attributes[1].value[:3] = [self.cluster, 1, 1]
+        config = LaunchConfig(shared_bytes=self.shared_bytes, attribute_count=self.cluster)
+        config.grid[:] = [min(down * across, multiprocessors // self.cluster) * self.cluster, 1, 1]
+        config.block[:] = [BLOCK * (self.row["MATH_WARPGROUPS"] + 1), 1, 1]
+        config.attributes = c.addressof(attributes)
+        arguments = (c.c_void_p * 1)(c.addressof(p))
+
+        def call(keep: Any = (memory, attributes, a, a_scales, b, b_scales, out)) -> None:
+            config.stream = stream()
+            self._check("cuLaunchKernelEx", c.byref(config), self.function, arguments, c.c_void_p())
+
+        return call
