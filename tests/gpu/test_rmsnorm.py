@@ -164,8 +164,8 @@ class Case:
         assert all(form.same(other) for form, other in zip(self.forms, again, strict=True))
 
 
-# One tile, two blocks, clusters of 8 and 9, 16 blocks of two tiles, and just beyond; the ring with 9 to 16 blocks of 4 to
-# 7 tiles, the last block with all of them or one; then two kernels.
+# One tile, two blocks, clusters of 8 and 9, 16 blocks of two tiles, and just beyond; the ring with 9 to 16 blocks of 4
+# to 7 tiles, the last block with all of them or one; then two kernels.
 WIDTHS = (8, 128, 136, 256, 1000, 2048, 2056, 4096, 4104, 6144, 7168, 8192, 8200, 12288, 12296, 14336, 14344, 16392)
 
 
