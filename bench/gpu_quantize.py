@@ -18,7 +18,7 @@ from deepwell import cuda_linear as cl
 SIZES = ((16384, 4096), (16384, 14336), (131072, 2048), (8192, 7168))
 BLOCKS = {"1x128": cl.GRADIENT, "128x128": cl.WEIGHT, "1x128 and 128x128": cl.ACTIVATION}
 ORIENTATIONS = (("row", True, False), ("transposed", False, True), ("both", True, True))
-LAUNCHES = 6  # in a CUDA graph
+CALLS = 6  # in a window; not a CUDA graph, in which a copy is another, slower one
 
 
 def _copier() -> tuple[Callable[[int], Any], int]:
@@ -65,7 +65,7 @@ def run_quantize(results: Path, rounds: int) -> Path:
             if block == "1x128":
                 contenders["compile"] = lambda turn, sources=sources: composed(sources[turn % len(sources)])
                 sizes["compile"] = 3 * rows * cols + 4 * rows * cols // 128
-            times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
+            times = gpu_common.interleaved(contenders, rounds, calls=CALLS, hide_host=True)
             rates = {name: _rate(sizes[name], time) for name, time in times.items()}
             for orientation, *_ in ORIENTATIONS:
                 if orientation not in rates:
@@ -104,8 +104,8 @@ def run_fused(results: Path, rounds: int) -> Path:
 
 
 def _measure(result: Any, contenders: dict[str, Any], sizes: dict[str, int], size: str, rounds: int) -> None:
-    for metric, launches in (("read + written", LAUNCHES), ("launched alone", 1)):
-        times = gpu_common.interleaved(contenders, rounds, launches=launches)
+    for metric, calls in (("read + written", CALLS), ("launched alone", 1)):
+        times = gpu_common.interleaved(contenders, rounds, calls=calls, hide_host=True)
         rates = {name: _rate(sizes[name], time) for name, time in times.items()}
         copied = rates.pop("copy")
         for name, rate in rates.items():

@@ -1,20 +1,17 @@
-"""The GPU's clock and power while something runs, read by nvidia-smi; nothing is set."""
+"""The GPU's clock and power while something runs, read through NVML (package nvidia-ml-py); nothing is set."""
 
 from __future__ import annotations
 
 import datetime
+import importlib
 import statistics
-import subprocess
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench import common
 
-# The instant power: power.draw itself is the mean of a whole second.
-QUERY = "timestamp,clocks.sm,power.draw.instant"
-INTERVAL_MS = 20
-PATIENCE = 10.0  # seconds without a sample
+INTERVAL_S = 0.01
 LEAST_SAMPLES = 5
 
 
@@ -25,84 +22,62 @@ class Sample:
     watts: float
 
 
-def parse(line: str) -> Sample:
-    """One line of nvidia-smi's answer to QUERY."""
+def library() -> Any:
+    """NVML, ready for use. Raises BenchError without its Python package."""
     try:
-        at, megahertz, watts = (part.strip() for part in line.split(","))
-        return Sample(datetime.datetime.strptime(at, "%Y/%m/%d %H:%M:%S.%f"), float(megahertz), float(watts))
-    except ValueError:
-        raise common.BenchError(f"nvidia-smi answers {line.strip()!r} where {QUERY} was asked for") from None
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        raise common.BenchError("clock and power are read through NVML; run: pip install nvidia-ml-py") from None
+    nvml.nvmlInit()
+    return nvml
 
 
-def ceilings(command: Sequence[str] = ("nvidia-smi",)) -> tuple[float, float]:
+def ceilings() -> tuple[float, float]:
     """The highest SM clock in MHz and the power limit in watts of GPU 0."""
-    query = [*command, "--query-gpu=clocks.max.sm,enforced.power.limit", "--format=csv,noheader,nounits", "--id=0"]
-    answer = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    try:
-        megahertz, watts = (float(part) for part in answer.split(","))
-    except ValueError:
-        raise common.BenchError(
-            f"nvidia-smi answers {answer.strip()!r} where clock and power limit were asked for"
-        ) from None
-    return megahertz, watts
+    nvml = library()
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    clock = nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)
+    return float(clock), nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3
 
 
 class Sampler:
-    """Samples GPU 0 while it is entered. Samples bear their own times, so it does not matter when they arrive."""
-
-    def __init__(self, command: Sequence[str] = ("nvidia-smi",)) -> None:
-        self._command = [*command, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "--id=0"]
-        self._command += ["-lms", str(INTERVAL_MS)]
-        self._samples: list[Sample] = []
-        self._failure: common.BenchError | None = None
-        self._changed = threading.Condition()
+    """Samples GPU 0 while it is entered, in a thread of its own."""
 
     def __enter__(self) -> Sampler:
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        try:
-            self._wait_beyond(datetime.datetime.min)
-        except BaseException:
-            self.__exit__()
-            raise
+        self._nvml = library()
+        self._gpu = self._nvml.nvmlDeviceGetHandleByIndex(0)
+        self._samples: list[Sample] = [self._sample()]
+        self._ended = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
+        self._ended.set()
+        self._thread.join()
 
-    def _read(self) -> None:
+    def _sample(self) -> Sample:
+        nvml = self._nvml
+        clock = nvml.nvmlDeviceGetClockInfo(self._gpu, nvml.NVML_CLOCK_SM)
+        # The power of the instant: what nvmlDeviceGetPowerUsage answers is the mean of a whole second.
+        (power,) = nvml.nvmlDeviceGetFieldValues(self._gpu, [nvml.NVML_FI_DEV_POWER_INSTANT])
+        if power.nvmlReturn != nvml.NVML_SUCCESS:
+            raise common.BenchError(f"NVML does not tell the power of the instant here (status {power.nvmlReturn})")
+        return Sample(datetime.datetime.now(), float(clock), power.value.uiVal / 1e3)
+
+    def _run(self) -> None:
         try:
-            for line in self._process.stdout:
-                sample = parse(line)
-                with self._changed:
-                    self._samples.append(sample)
-                    self._changed.notify_all()
-            raise common.BenchError("nvidia-smi ended")
-        except common.BenchError as error:
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-
-    def _wait_beyond(self, moment: datetime.datetime) -> None:
-        def arrived() -> bool:
-            return self._failure is not None or (len(self._samples) > 0 and self._samples[-1].at > moment)
-
-        with self._changed:
-            if not self._changed.wait_for(arrived, PATIENCE):
-                raise common.BenchError(f"no sample from nvidia-smi in {PATIENCE:.0f} s")
-            if self._failure is not None:
-                raise self._failure
+            while not self._ended.wait(INTERVAL_S):
+                self._samples.append(self._sample())
+        except Exception as error:  # told by whoever asks for the samples
+            self._failure = error
 
     def medians(self, begin: datetime.datetime, end: datetime.datetime) -> tuple[float, float]:
-        """Clock in MHz and power in watts between the two moments."""
-        self._wait_beyond(end)
-        inside = [sample for sample in self._samples if begin <= sample.at <= end]
+        """Clock in MHz and power in watts between the two moments, which have passed."""
+        if self._failure is not None:
+            raise self._failure
+        inside = [sample for sample in list(self._samples) if begin <= sample.at <= end]
         if len(inside) < LEAST_SAMPLES:
-            raise common.BenchError(f"{len(inside)} samples of nvidia-smi in the window; {LEAST_SAMPLES} are wanted")
+            raise common.BenchError(f"{len(inside)} samples of NVML in the window; {LEAST_SAMPLES} are wanted")
         return statistics.median(s.megahertz for s in inside), statistics.median(s.watts for s in inside)

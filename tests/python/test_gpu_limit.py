@@ -231,57 +231,92 @@ def test_the_window_comes_after_settling(monkeypatch: pytest.MonkeyPatch) -> Non
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
-SMI = """import datetime, sys, time
-assert sys.argv[1] == "--query-gpu=timestamp,clocks.sm,power.draw.instant", sys.argv
-assert sys.argv[-2:] == ["-lms", "20"], sys.argv
-def tell(clock, power):
-    now = datetime.datetime.now().strftime("%Y/%m/%d %H:%M:%S.%f")[:-3]
-    print(f"{{now}}, {{clock}}, {{power}}", flush=True)
-for _ in range(500):
-    tell(345, 80)
-time.sleep(0.1)
-while True:
-    for answer in {answers}:
-        tell(*answer)
-        time.sleep(0.002)
-"""
+
+class _Nvml(types.ModuleType):
+    """Stands in for NVML: an idle device, and under `load` one that answers in turn."""
+
+    NVML_CLOCK_SM, NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 1, 186, 0
+    load: tuple[tuple[int, float], ...] = ()
+    status = 0
+
+    def __init__(self) -> None:
+        super().__init__("pynvml")
+        self.turn = 0
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        assert index == 0
+        return "gpu"
+
+    def nvmlDeviceGetClockInfo(self, gpu: str, clock: int) -> int:
+        assert (gpu, clock) == ("gpu", 1)
+        self.turn += 1
+        return self._now()[0]
+
+    def nvmlDeviceGetFieldValues(self, gpu: str, fields: list[int]) -> list[Any]:
+        assert (gpu, fields) == ("gpu", [186])
+        value = types.SimpleNamespace(uiVal=round(1e3 * self._now()[1]))
+        return [types.SimpleNamespace(nvmlReturn=self.status, value=value)]
+
+    def _now(self) -> tuple[int, float]:
+        return self.load[self.turn % len(self.load)] if self.load else (345, 80.0)
+
+    def nvmlDeviceGetMaxClockInfo(self, gpu: str, clock: int) -> int:
+        assert (gpu, clock) == ("gpu", 1)
+        return 1980
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, gpu: str) -> int:
+        return 700_000
 
 
-def smi(folder: Path, answers: str) -> list[str]:
-    path = folder / "smi.py"
-    path.write_text(SMI.format(answers=answers))
-    return [sys.executable, str(path)]
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> _Nvml:
+    made = _Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    return made
 
 
-def test_medians_are_of_the_window(tmp_path: Path) -> None:
-    with gpu_sampler.Sampler(smi(tmp_path, "[(1000, 700.5), (1400, 600.5), (1200, 650.5)]")) as sampler:
-        time.sleep(0.3)  # the idle device's samples lie before the window
+def test_medians_are_of_the_window(nvml: _Nvml) -> None:
+    with gpu_sampler.Sampler() as sampler:
+        time.sleep(0.1)  # the idle device's samples lie before the window
+        nvml.load = ((1000, 700.5), (1400, 600.5), (1200, 650.5))
+        time.sleep(0.05)
         begin = datetime.datetime.now()
-        end = begin + datetime.timedelta(seconds=0.1)
-        assert sampler.medians(begin, end) == (1200, 650.5)
+        time.sleep(0.5)
+        clock, power = sampler.medians(begin, datetime.datetime.now())
+        assert clock in (1000, 1200, 1400)
+        assert power in (600.5, 650.5, 700.5)
         past = begin - datetime.timedelta(hours=1)
         with pytest.raises(common.BenchError, match="0 samples"):
             sampler.medians(past, past + datetime.timedelta(seconds=1))
+    at = datetime.datetime.now()
+    hour = datetime.timedelta(hours=1)
+    sampler._samples = [gpu_sampler.Sample(at, f, w) for f, w in ((1, 50), (5, 10), (3, 30), (2, 40), (4, 20))]
+    sampler._samples.append(gpu_sampler.Sample(at + hour, 99, 99))
+    assert sampler.medians(at, at) == (3, 30)
 
 
-def test_answers_that_are_no_samples_are_told(tmp_path: Path) -> None:
-    with (
-        pytest.raises(common.BenchError, match=r"nvidia-smi answers '.*N/A.*power\.draw\.instant"),
-        gpu_sampler.Sampler(smi(tmp_path, "[(1000, '[N/A]')]")) as sampler,
-    ):
-        sampler.medians(datetime.datetime.now(), datetime.datetime.now() + datetime.timedelta(seconds=1))
-    with pytest.raises(common.BenchError, match="nvidia-smi ended"), gpu_sampler.Sampler(["true"]):
+def test_a_device_that_does_not_tell_its_power(nvml: _Nvml) -> None:
+    nvml.status = 3
+    with pytest.raises(common.BenchError, match="status 3"), gpu_sampler.Sampler():
         pass
+    nvml.status = 0
+    with gpu_sampler.Sampler() as sampler:
+        nvml.status = 3
+        time.sleep(0.1)
+        with pytest.raises(common.BenchError, match="status 3"):
+            sampler.medians(datetime.datetime.min, datetime.datetime.max)
 
 
-def test_ceilings(tmp_path: Path) -> None:
-    path = tmp_path / "smi"
-    path.write_text("#!/bin/sh\necho '1980, 700.00'\n")
-    path.chmod(0o755)
-    assert gpu_sampler.ceilings([str(path)]) == (1980, 700)
-    path.write_text("#!/bin/sh\necho '1980, [N/A]'\n")
-    with pytest.raises(common.BenchError, match="N/A"):
-        gpu_sampler.ceilings([str(path)])
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(common.BenchError, match="pip install nvidia-ml-py"):
+        gpu_sampler.ceilings()
+
+
+def test_ceilings(nvml: _Nvml) -> None:
+    assert gpu_sampler.ceilings() == (1980, 700)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
