@@ -160,6 +160,24 @@ static void what_copies_cannot_take_goes_to_two_kernels(void **state) {
     assert_non_null(strstr(launched[0], "rmsnorm_quantize_row"));
 }
 
+/* No more clusters than the device holds, nor than there are panels; how many it holds is asked once. A width that the
+ * other tests leave alone, since the answers are kept. */
+static void a_ring_fills_the_device_once(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    fake->largest_cluster = 132;
+    const int before = fake->occupancies;
+    static const int64_t panels[] = {1, 9, 10, 11, 64};
+    for (size_t i = 0; i < sizeof panels / sizeof *panels; i++) {
+        request(panels[i] * 128 - 5, 6528, 0, DW_BLOCK_1X128, true, 0);
+        expect_panel(RING("1x128"), 13, 4);
+        assert_int_equal(panel.norm.raster.tile_rows, panels[i]);
+        assert_int_equal(launched_clusters, panels[i] < 10 ? panels[i] : 10);
+    }
+    assert_int_equal(fake->occupancies - before, 1);
+    fake->largest_cluster = 16;
+}
+
 /* On a device that the other tests leave alone, since the answers are kept. */
 static void clusters_must_fit_the_device(void **state) {
     (void)state;
@@ -191,6 +209,7 @@ int main(void) {
         cmocka_unit_test(panels_cover_the_row_and_fit),
         cmocka_unit_test(widths_choose_the_kernel),
         cmocka_unit_test(what_copies_cannot_take_goes_to_two_kernels),
+        cmocka_unit_test(a_ring_fills_the_device_once),
         cmocka_unit_test(clusters_must_fit_the_device),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

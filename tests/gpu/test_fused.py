@@ -230,6 +230,18 @@ def test_padding_and_packed_sequences() -> None:
         assert torch.equal(first, model(input_ids=changed, attention_mask=mask).logits[0, 40:])
 
 
+def test_passes_repeat_bit_for_bit() -> None:
+    """Kernels begin while the one ahead of them still runs; none may read or write too early."""
+    model = deepwell.optimize(llama(num_hidden_layers=4), strategy=STRATEGY)
+    for shape in ((1, 48), (2, 128), (4, 512)):
+        tokens = torch.randint(0, 1000, shape, device=DEVICE)
+        with torch.no_grad():
+            for _ in range(2):  # norms learn, kernels are chosen
+                model(input_ids=tokens)
+            logits = [model(input_ids=tokens).logits for _ in range(30)]
+        assert all(torch.equal(one, logits[0]) for one in logits)
+
+
 def test_gradients_of_a_gated_mlp_are_added_in_place() -> None:
     mlp = deepwell.optimize(llama(), strategy=STRATEGY).model.layers[0].mlp
     weights = [mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight]

@@ -151,28 +151,33 @@ class Case:
         assert ((self.y.double() - expected).abs() <= 1.01 * 2.0**-8 * expected.abs() + 1e-30).all()
         assert all((wide[:, self.cols :] == wide.new_tensor(7e7)).all() for wide in self.wide)
         again = self.new_forms()
+        self.quantize(again)
+        assert all(form.same(other) for form, other in zip(self.forms, again, strict=True))
+
+    def quantize(self, forms: tuple[Form, Form]) -> None:
+        """y alone."""
         source = view(self.y)
         check(
             library.dw_quantize(
                 context,
                 c.byref(self.spec),
                 c.byref(source),
-                *(c.addressof(form.quantized) for form in again),
+                *(c.addressof(form.quantized) for form in forms),
                 torch.cuda.current_stream().cuda_stream,
             )
         )
-        assert all(form.same(other) for form, other in zip(self.forms, again, strict=True))
 
 
 # One tile, two blocks, clusters of 8 and 9, 16 blocks of two tiles, and just beyond; the ring with 9 to 16 blocks of 4
 # to 7 tiles, the last block with all of them or one; then two kernels.
-WIDTHS = (8, 128, 136, 256, 1000, 2048, 2056, 4096, 4104, 6144, 7168, 8192, 8200, 12288, 12296, 14336, 14344, 16392)
+WIDTHS = (8, 128, 136, 256, 1000, 2048, 2056, 4096, 4104, 4224, 5120, 6144, 7168, 8192, 8200, 12288, 12296)
+WIDTHS += (14336, 14344, 14464, 16392)
 
 
 @pytest.mark.parametrize("block", ["1x32", "1x128"])
 @pytest.mark.parametrize("cols", WIDTHS)
 def test_widths(cols: int, block: str) -> None:
-    for rows in (1, 127, 128, 300, 2700):  # the last one fills the device with clusters and goes on
+    for rows in (1, 16, 127, 128, 130, 300, 2700):  # the last one fills the device with clusters and goes on
         case = Case(rows, cols, block=block)
         case.run()
         case.verify()
@@ -237,6 +242,40 @@ def test_two_runs_give_the_same_bits() -> None:
             case.run()
             assert all(form.same(other) for form, other in zip(forms, case.forms, strict=True))
             assert torch.equal(case.rstd, rstd)
+
+
+@pytest.mark.parametrize("rows", [16, 130, 2000])
+@pytest.mark.parametrize("cols", [1000, 2048, 4096, 5120, 7168, 14336, 14464])
+def test_launches_in_a_row_wait_for_each_other(cols: int, rows: int) -> None:
+    """A norm reads what the one before it wrote and writes where that one read; between them y is quantized alone. What
+    must come out is what comes out when nothing is in flight. Launches begin while the one ahead still runs."""
+    cases = [
+        Case(rows, cols, residual=i % 2 == 1, square=i % 4 == 1, block=("1x128", "1x32")[i % 4 == 2]) for i in range(8)
+    ]
+    start, matrices = cases[0].x.clone(), (cases[0].x, cases[0].y)
+
+    def run(synchronize: bool) -> list[Tensor]:
+        matrices[0].copy_(start)
+        apart = [case.new_forms() for case in cases]  # ahead: nothing else is launched between
+        for case in cases:
+            case.forms = case.new_forms()
+            case.rstd = torch.full_like(case.rstd, float("nan"))
+        torch.cuda.synchronize()
+        for i, (case, forms) in enumerate(zip(cases, apart, strict=True)):
+            case.x, case.y = matrices[i % 2], matrices[1 - i % 2]
+            case.run()
+            if synchronize:
+                torch.cuda.synchronize()
+            case.quantize(forms)
+            if synchronize:
+                torch.cuda.synchronize()
+        every = [form for case, forms in zip(cases, apart, strict=True) for form in (*case.forms, *forms)]
+        return [memory for form in every for memory in form.memory] + [case.rstd for case in cases]
+
+    expected = run(True)
+    cases[-1].verify()
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(run(False), expected, strict=True))
 
 
 def test_graph() -> None:

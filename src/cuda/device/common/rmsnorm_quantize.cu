@@ -13,9 +13,10 @@
  * wider matrices go to the other kernel).
  *
  * tile: a column block needs 128 rows of y, and those need rstd of 128 whole rows. Where those fit into a cluster
- * rmsnorm_panel.cuh serves; otherwise the transposed form (and both forms of rows too wide for the row kernel) takes a
- * second kernel that is given rstd: 128x128 tiles as in quantize_both, x or h read a second time, 6 bytes an element
- * for both forms. It walks the rows from the last to the first: what the first kernel read last may still be in the L2.
+ * rmsnorm_panel.cuh or rmsnorm_ring.cuh serves; otherwise the transposed form (and both forms of rows too wide for the
+ * row kernel) takes a second kernel that is given rstd: 128x128 tiles as in quantize_both, x or h read a second time, 6
+ * bytes an element for both forms. It walks the rows from the last to the first: what the first kernel read last may
+ * still be in the L2.
  *
  * statistics: h and rstd alone, a warp a row, for rows too wide for the row kernel. */
 #include "common/norm.cuh"
