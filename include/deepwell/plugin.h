@@ -12,7 +12,11 @@ extern "C" {
 /* What a kernel does when it is chosen. The library has checked the arguments as for dw_quantize and dw_dequantize, and
  * the request is one that the kernel says it serves; all memory is the caller's. row or transposed is NULL where not
  * wanted. Every byte of the scales is to be written, padding as zero; bytes between rows are not. May be called by
- * several threads at once. Returns DW_OK, or a status that the caller of dw_quantize gets. */
+ * several threads at once. Returns DW_OK, or a status that the caller of dw_quantize gets.
+ *
+ * For a GPU the tensors are device memory, the context of their device is current, and the work is to be enqueued on
+ * `stream` (a CUstream). There the scales of 1x128 and 128x128 blocks may also be FP32 (dw_quantize says in which
+ * places), and spec->transposed_square may be set: a kernel has to serve both. */
 typedef dw_status (*dw_plugin_quantize)(void *state, const dw_quantize_spec *spec, const dw_tensor *source,
                                         const dw_quantized *row, const dw_quantized *transposed, void *stream);
 typedef dw_status (*dw_plugin_dequantize)(void *state, const dw_quantize_spec *spec, const dw_quantized *source,
@@ -24,7 +28,7 @@ typedef struct dw_plugin_kernel {
     const char *name;           /* unlike any other's: lower-case letters, digits, "_", at most 80 */
     const char *target;         /* shown: "mine", "avx2"; at most 15 characters */
     dw_operation operation;     /* which of the two functions is set */
-    dw_device_type device_type; /* CPU: a GPU's kernels cannot be proved at registration, and are refused */
+    dw_device_type device_type; /* CUDA: target is "sm90" or "sm100", and the kernel quantizes */
     uint32_t orientations, sources, elements, blocks, roundings, layouts; /* as in dw_kernel_info */
     int priority;  /* the library's own: reference 0, AVX2 10, AVX-512 and GPUs 20; ties go to the later registration */
     int alignment; /* bytes that addresses and rows of the high-precision side must be multiples of: 1, 2, 4, 8 or 16 */
@@ -33,10 +37,12 @@ typedef struct dw_plugin_kernel {
     void *state;
 } dw_plugin_kernel;
 
-/* Registers a kernel for the whole process, for good. It is first run against the scalar reference over everything that
- * it says it serves (dw_kernel_selftest). Errors: INVALID_ARGUMENT (a field breaks its contract), EXISTS (a kernel has
- * this name), UNSUPPORTED (a GPU's kernel; more than 64 kernels from outside), SELFTEST (its bytes differ from the
- * reference's; the text names the first case). A kernel that fails is not registered. */
+/* Registers a kernel for the whole process, for good. One of the CPU is first run against the scalar reference over
+ * everything that it says it serves (dw_kernel_selftest). One of a GPU is run against it like the library's own, on
+ * each GPU before its first use there in this process; one that fails is left out there, and the warning handler is
+ * told. Errors: INVALID_ARGUMENT (a field breaks its contract), EXISTS (a kernel has this name), UNSUPPORTED (it
+ * dequantizes on a GPU; more than 64 kernels from outside), SELFTEST (its bytes differ from the reference's; the text
+ * names the first case). A kernel that fails at once is not registered. */
 DW_API dw_status dw_kernel_register(dw_context *context, const dw_plugin_kernel *kernel);
 
 /* What a shared object gets: `add` is dw_kernel_register for this load. The object need not link to this library. */

@@ -128,7 +128,8 @@ def kernels() -> list[KernelInfo]:
 
 def load_plugin(path: str | os.PathLike[str]) -> list[KernelInfo]:
     """Loads a shared object that exports `deepwell_plugin` (deepwell/plugin.h) and returns the kernels it registered.
-    Each has proved itself against the reference. They stay for the life of the process.
+    Each of the CPU has proved itself against the reference; each of a GPU does before its first use there. They stay
+    for the life of the process.
 
     Raises InvalidArgumentError, SelftestError, or DeepwellError when it cannot be loaded. Runs the object's code."""
     before = len(_core.kernels())

@@ -56,7 +56,12 @@ const dw_kernel_row *dw_choose_row(dw_context *context, const dw_kernel_row *row
     do
         row = best_of(context, rows, count, request);
     while (row && !dw_row_prove(context, row, request));
-    return rows == dw_kernel_table ? dw_better_from_outside(context, request, row) : row;
+    if (rows != dw_kernel_table) return row;
+    const dw_kernel_row *better;
+    do
+        better = dw_better_from_outside(context, request, row);
+    while (better && !dw_row_prove(context, better, request));
+    return better;
 }
 
 static void append(char **at, size_t *left, const char *format, ...) __attribute__((format(printf, 3, 4)));

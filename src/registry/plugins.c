@@ -15,6 +15,7 @@ enum { CAPACITY = 64, NAME_MAX_LENGTH = 80, TARGET_MAX_LENGTH = 15, SELFTEST_SEE
 typedef struct plugin_row {
     dw_kernel_row row;
     dw_plugin_kernel kernel;
+    dw_row_proofs proofs; /* of a GPU's kernel */
     char name[NAME_MAX_LENGTH + 1], target[TARGET_MAX_LENGTH + 1];
 } plugin_row;
 
@@ -36,7 +37,8 @@ const dw_kernel_row *dw_better_from_outside(const dw_context *context, const dw_
     size_t count = atomic_load_explicit(&row_count, memory_order_acquire);
     for (size_t i = 0; i < count; i++) {
         const dw_kernel_row *row = &rows[i].row;
-        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) || *dw_row_reason(context, row))
+        if (row->info.operation != request->operation || *dw_row_mismatch(row, request) ||
+            *dw_row_reason(context, row) || dw_row_refuted(row, request))
             continue;
         if (!best || row->info.priority >= best->info.priority) best = row;
     }
@@ -79,6 +81,22 @@ static dw_status check_sets(const dw_plugin_kernel *kernel) {
     return DW_OK;
 }
 
+static dw_status check_device(const dw_plugin_kernel *kernel) {
+    if (kernel->device_type == DW_DEVICE_CPU) return DW_OK;
+    if (kernel->device_type != DW_DEVICE_CUDA)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel.device_type of %s is %d; expected 1 (CPU) or 2 (CUDA)",
+                       kernel->name, (int)kernel->device_type);
+    if (kernel->operation != DW_OP_QUANTIZE)
+        return dw_fail(DW_ERROR_UNSUPPORTED,
+                       "kernel %s dequantizes on a GPU, where nothing could prove it; register one that quantizes",
+                       kernel->name);
+    if (strcmp(kernel->target, "sm90") != 0 && strcmp(kernel->target, "sm100") != 0)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT,
+                       "kernel.target of %s is \"%s\"; a GPU's kernel names the GPUs it is for, sm90 or sm100",
+                       kernel->name, kernel->target);
+    return DW_OK;
+}
+
 static dw_status check(const dw_plugin_kernel *kernel) {
     if (kernel->size != sizeof *kernel)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT,
@@ -89,10 +107,7 @@ static dw_status check(const dw_plugin_kernel *kernel) {
     if ((!quantizes && kernel->operation != DW_OP_DEQUANTIZE) ||
         !(quantizes ? (void *)kernel->quantize : (void *)kernel->dequantize))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "kernel %s has no function for its operation", kernel->name);
-    if (kernel->device_type != DW_DEVICE_CPU)
-        return dw_fail(DW_ERROR_UNSUPPORTED,
-                       "kernel %s is not for the CPU; kernels of GPUs cannot be registered in this version",
-                       kernel->name);
+    DW_TRY(check_device(kernel));
     return check_sets(kernel);
 }
 
@@ -125,6 +140,7 @@ static void fill(plugin_row *made, const dw_plugin_kernel *kernel) {
                                          .form = "",
                                          .alignment = kernel->alignment},
                                 .device_type = kernel->device_type,
+                                .proofs = &made->proofs,
                                 .plugin = &made->kernel};
 }
 
@@ -138,10 +154,12 @@ dw_status dw_kernel_register(dw_context *context, const dw_plugin_kernel *kernel
         status = dw_fail(DW_ERROR_UNSUPPORTED, "%d kernels from outside are registered, and there is room for no more",
                          CAPACITY);
     if (status == DW_OK) {
-        /* Nobody sees the row before it is counted, and it is counted when it has proved itself. */
+        /* Nobody sees the row before it is counted, and one of the CPU is counted when it has proved itself. One of a
+         * GPU does that on each GPU before its first use there, like the table's. */
         dw_selftest_result result;
         fill(&rows[index], kernel);
-        status = dw_row_selftest(context, &rows[index].row, SELFTEST_SEED, &result);
+        if (kernel->device_type == DW_DEVICE_CPU)
+            status = dw_row_selftest(context, &rows[index].row, SELFTEST_SEED, &result);
     }
     if (status == DW_OK) atomic_store_explicit(&row_count, index + 1, memory_order_release);
     pthread_mutex_unlock(&registering);

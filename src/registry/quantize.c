@@ -2,6 +2,7 @@
 #include "core/status.h"
 #include "core/tensor.h"
 #include "cpu/drive.h"
+#include "cuda/host/driver.h"
 #include "formats/quantized.h"
 #include "formats/scale_layout.h"
 #include "registry/table.h"
@@ -38,6 +39,18 @@ static dw_status check_stream(const dw_tensor *tensor, const void *stream) {
     if (tensor->device_type == DW_DEVICE_CPU && stream)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "stream is not NULL, but the tensors are on the CPU; pass NULL");
     return DW_OK;
+}
+
+/* A kernel from outside; for a GPU in the context of the tensors' device, where the library's own are launched. */
+static dw_status quantize_outside(const dw_plugin_kernel *kernel, const dw_quantize_spec *spec, const dw_tensor *source,
+                                  const dw_quantized *by_row, const dw_quantized *transposed, void *stream) {
+    if (kernel->device_type == DW_DEVICE_CPU)
+        return kernel->quantize(kernel->state, spec, source, by_row, transposed, stream);
+    dw_cuda_scope scope;
+    DW_TRY(dw_cuda_enter(source->device_id, &scope));
+    dw_status status = kernel->quantize(kernel->state, spec, source, by_row, transposed, stream);
+    dw_cuda_leave(&scope);
+    return status;
 }
 
 dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, const dw_quantize_spec *spec,
@@ -114,7 +127,7 @@ dw_status dw_quantize_with_row(dw_context *context, const dw_kernel_row *row, co
                           .device_id = source->device_id,
                           .alignment = alignment_of(&from, source->dtype)};
     DW_TRY(choose_row(context, &request, &row));
-    if (row->plugin) return row->plugin->quantize(row->plugin->state, spec, source, by_row, transposed, stream);
+    if (row->plugin) return quantize_outside(row->plugin, spec, source, by_row, transposed, stream);
     if (row->device_type != DW_DEVICE_CPU) return row->entry.launch_quantize(context, &request, &job, stream);
     dw_cpu_quantize(context, row->entry.cpu_quantize, spec->layout, &job);
     return DW_OK;

@@ -357,6 +357,108 @@ static void a_call_that_no_row_is_left_for_says_so(void **state) {
     ASSERT_OK(dw_dispatch(context, &asked, &index, text, sizeof text));
 }
 
+/* ---- kernels from outside ---- */
+
+static int outside_calls;
+
+/* Quantizes on the CPU what lies in the stand-in's memory. `state` points to what is added to the first byte. */
+static dw_status outside(void *by, const dw_quantize_spec *spec, const dw_tensor *source, const dw_quantized *row,
+                         const dw_quantized *transposed, void *stream) {
+    assert_non_null(stream);
+    assert_non_null(get_current()); /* the device's context */
+    assert_null(transposed);
+    outside_calls++;
+    dw_tensor from = *source;
+    dw_quantized to = *row;
+    uint8_t *codes = calloc(1, 1 << 16);
+    const bool factors = row->scale.dtype == DW_F32;
+    from.device_type = to.data.device_type = to.scale.device_type = DW_DEVICE_CPU;
+    if (factors) {
+        int64_t shape[2];
+        DW_TRY(dw_scale_shape(spec, from.shape[0], from.shape[1], shape));
+        to.scale = dw_matrix(codes, DW_E8M0, shape[0], shape[1]);
+    }
+    dw_status status = dw_quantize(context, spec, &from, &to, NULL, NULL);
+    if (factors) store_factors(spec->block, codes, from.shape[0], from.shape[1], row->scale.data);
+    if (from.shape[0] > 0 && from.shape[1] > 0) *(uint8_t *)row->data.data += *(const uint8_t *)by;
+    free(codes);
+    return status;
+}
+
+static dw_plugin_kernel outside_kernel(const char *name, int priority, const uint8_t *by) {
+    return (dw_plugin_kernel){.size = sizeof(dw_plugin_kernel),
+                              .name = name,
+                              .target = "sm90",
+                              .operation = DW_OP_QUANTIZE,
+                              .device_type = DW_DEVICE_CUDA,
+                              .orientations = 1u << DW_ORIENT_ROW,
+                              .sources = 1u << DW_BF16,
+                              .elements = 1u << DW_E4M3,
+                              .blocks = 1u << DW_BLOCK_1X128,
+                              .roundings = 1u << DW_ROUND_RCEIL | 1u << DW_ROUND_FLOOR,
+                              .layouts = 1u << DW_SCALE_ROW,
+                              .priority = priority,
+                              .alignment = 2,
+                              .quantize = outside,
+                              .state = (void *)by};
+}
+
+/* The last test: what is registered stays. */
+static void a_kernel_from_outside_proves_itself_before_its_first_use(void **state) {
+    (void)state;
+    needs_images();
+    static const uint8_t right = 0, wrong = 1;
+    dw_plugin_kernel kernel = outside_kernel("quantize_row__mine", 30, &right);
+    kernel.target = "sm80";
+    assert_failure(dw_kernel_register(context, &kernel), DW_ERROR_INVALID_ARGUMENT, "sm90 or sm100");
+    kernel.target = "sm90";
+    kernel.device_type = 7;
+    assert_failure(dw_kernel_register(context, &kernel), DW_ERROR_INVALID_ARGUMENT, "device_type");
+    kernel.device_type = DW_DEVICE_CUDA;
+    ASSERT_OK(dw_kernel_register(context, &kernel));
+    assert_failure(dw_kernel_register(context, &kernel), DW_ERROR_EXISTS, "quantize_row__mine");
+    kernel = outside_kernel("quantize_row__wrong", 40, &wrong);
+    ASSERT_OK(dw_kernel_register(context, &kernel));
+    assert_int_equal(outside_calls, 0);
+
+    static uint16_t source[32 * 256];
+    static uint8_t data[32 * 256], scale[2 * 32], expected[32 * 256], expected_scale[2 * 32];
+    for (int i = 0; i < 32 * 256; i++)
+        source[i] = (uint16_t)(0x3F80 + i % 0x100);
+    dw_quantize_spec spec = {DW_E4M3, DW_BLOCK_1X128, DW_ROUND_RCEIL, DW_SCALE_ROW, false};
+    dw_tensor from = dw_matrix(source, DW_BF16, 32, 256);
+    dw_quantized to = {dw_matrix(expected, DW_E4M3, 32, 256), dw_matrix(expected_scale, DW_E8M0, 32, 2)};
+    ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, NULL));
+    to = (dw_quantized){dw_matrix(data, DW_E4M3, 32, 256), dw_matrix(scale, DW_E8M0, 32, 2)};
+    from.device_type = to.data.device_type = to.scale.device_type = DW_DEVICE_CUDA;
+    int stream;
+    ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, &stream));
+    assert_memory_equal(data, expected, sizeof data);
+    assert_memory_equal(scale, expected_scale, sizeof scale);
+    /* The table's own row launches nothing on the stand-in, and the wrong one is found out: two warnings. */
+    assert_int_equal(warnings, 2);
+    assert_non_null(strstr(warning, "quantize_row__wrong (bf16 to e4m3) failed its self-test on GPU 0"));
+    const int before = outside_calls;
+    assert_true(before > 18);
+    ASSERT_OK(dw_quantize(context, &spec, &from, &to, NULL, &stream));
+    assert_int_equal(outside_calls, before + 1);
+    assert_int_equal(warnings, 2);
+
+    dw_request asked = {.operation = DW_OP_QUANTIZE,
+                        .source = DW_BF16,
+                        .spec = spec,
+                        .rows = 32,
+                        .cols = 256,
+                        .device_type = DW_DEVICE_CUDA};
+    size_t index;
+    char text[16384];
+    ASSERT_OK(dw_dispatch(context, &asked, &index, text, sizeof text));
+    assert_non_null(strstr(text, "chosen   quantize_row__mine: highest priority of those that serve this (30)\n"));
+    assert_non_null(strstr(text, "rejected quantize_row__wrong: failed its self-test on this GPU\n"));
+    char path[512]; /* that it passed is told to nobody */
+    assert_false(cache_file(path));
+}
+
 int main(void) {
     setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
     void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
@@ -376,6 +478,7 @@ int main(void) {
         TEST(no_cache_folder_is_no_problem),
         TEST(what_cannot_be_tested_runs_with_a_warning),
         TEST(a_call_that_no_row_is_left_for_says_so),
+        TEST(a_kernel_from_outside_proves_itself_before_its_first_use),
     };
     return cmocka_run_group_tests(tests, choose_seed, NULL);
 }

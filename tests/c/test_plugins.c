@@ -74,6 +74,13 @@ static dw_status always_fails(void *state, const dw_quantize_spec *spec, const d
     return DW_ERROR_UNSUPPORTED;
 }
 
+static dw_status never_called(void *state, const dw_quantize_spec *spec, const dw_quantized *source,
+                              const dw_tensor *target, void *stream) {
+    (void)state, (void)spec, (void)source, (void)target, (void)stream;
+    fail_msg("a kernel that was refused is called");
+    return DW_OK;
+}
+
 static void fields_are_checked(void **state) {
     (void)state;
     const dw_plugin_kernel good = {.size = sizeof good,
@@ -88,9 +95,8 @@ static void fields_are_checked(void **state) {
                                    .device_type = DW_DEVICE_CPU,
                                    .alignment = 1,
                                    .quantize = always_fails};
-    static const char *const parts[] = {"name",         "name",     "target",   "no function", "not for the CPU",
-                                        "orientations", "sources",  "elements", "blocks",      "roundings",
-                                        "layouts",      "alignment"};
+    static const char *const parts[] = {"name",    "name",     "target", "no function", "sm90 or sm100", "orientations",
+                                        "sources", "elements", "blocks", "roundings",   "layouts",       "alignment"};
     for (int i = 0; i < 12; i++) {
         dw_plugin_kernel kernel = good;
         if (i == 0) kernel.name = NULL;
@@ -105,9 +111,13 @@ static void fields_are_checked(void **state) {
         if (i == 9) kernel.roundings = 0;
         if (i == 10) kernel.layouts = 0;
         if (i == 11) kernel.alignment = 12;
-        assert_failure(dw_kernel_register(context, &kernel), i == 4 ? DW_ERROR_UNSUPPORTED : DW_ERROR_INVALID_ARGUMENT,
-                       parts[i]);
+        assert_failure(dw_kernel_register(context, &kernel), DW_ERROR_INVALID_ARGUMENT, parts[i]);
     }
+    dw_plugin_kernel decoder = good;
+    decoder.operation = DW_OP_DEQUANTIZE;
+    decoder.dequantize = never_called;
+    decoder.device_type = DW_DEVICE_CUDA;
+    assert_failure(dw_kernel_register(context, &decoder), DW_ERROR_UNSUPPORTED, "dequantizes on a GPU");
     /* And one whose function fails each time does not pass its test. */
     assert_failure(dw_kernel_register(context, &good), DW_ERROR_SELFTEST, "quantize_row__mine");
     assert_failure(dw_kernel_register(NULL, &good), DW_ERROR_INVALID_ARGUMENT, "NULL");
