@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 import deepwell
@@ -36,8 +38,9 @@ BLOCKS, HIDDEN, VOCABULARY = 32, 4096, 128256
 
 
 def run(results: Path, rounds: int) -> Path:
-    """plan.json: milliseconds of planning the 225 linear layers of a Llama 8B in C and through Python, and of the
-    command on its checkpoint's header; and TFLOP/s of a linear layer on this CPU, plain (eager) and emulated."""
+    """plan.json: milliseconds of planning the 225 linear layers of a Llama 8B in C and through Python, of the command
+    on its checkpoint's header, and of optimize() on the model; and TFLOP/s of a linear layer on this CPU, plain (eager)
+    and emulated."""
     result = Result("plan", "cpu", common.cpu_device(_core.cpu_info()), common.cpu_driver(), torch.__version__)
     facts = _llama()
     options = parse_options("mxfp8", "hopper", "auto", False, None, None, None, "cpu")
@@ -55,6 +58,8 @@ def run(results: Path, rounds: int) -> Path:
     result.row(f"{layers} linear layers of a Llama 8B", "planned in C", "ms", 1e3 * times["C"])
     result.row(f"{layers} linear layers of a Llama 8B", "planned from Python", "ms", 1e3 * times["Python"])
     result.row("header of a Llama 8B checkpoint", "command, from start to end", "ms", 1e3 * times["command"])
+    optimizing = 1e3 * _optimize(max(rounds, 7))
+    result.row(f"Llama 8B of transformers, {BLOCKS} layers", "optimize(), from call to return", "ms", optimizing)
     for tokens, outputs, inputs in SHAPES:
         seconds = _layer(tokens, outputs, inputs, rounds)
         flops = 6 * tokens * outputs * inputs
@@ -99,6 +104,31 @@ def write_checkpoint(folder: Path, blocks: int, vocabulary: int) -> Path:
         file.truncate(8 + len(text) + end)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": vocabulary}))
     return path
+
+
+def _optimize(rounds: int) -> float:
+    """Median seconds of optimize() on the model itself, whose weights nobody has written."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=14336,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    deepwell.optimize(nn.Linear(64, 64))  # what happens once in a process
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        deepwell.optimize(model)
+        seconds.append(time.perf_counter() - start)
+        if sum(d.action == "convert" for d in deepwell.explain(model).plan.decisions) != 7 * BLOCKS:
+            raise common.BenchError("optimize() did not convert the linear layers of all blocks")
+        deepwell.restore(model)
+    return statistics.median(seconds)
 
 
 def _layer(tokens: int, outputs: int, inputs: int, rounds: int) -> dict[str, float]:
