@@ -5,12 +5,13 @@
 
 #include "bench_case.h"
 #include "core/status.h"
-#include "cuda/host/gemm_sm90.h"
+#include "cuda/host/gemm_bf16.h"
 #include "cuda/host/scratch.h"
 
 enum { WINDOWS = 15, LAUNCHES = 10, ALIGNMENT = 256, BLOCK = 128, EXTENT = 8192, DEPTH = 4096, GROUPS = 8 };
 
-/* A multiprocessor's dense FP8 multiplications and additions in a cycle, by NVIDIA's data sheet of the H100. */
+/* A multiprocessor's dense FP8 multiplications and additions in a cycle, by NVIDIA's data sheet of the H100; half as
+ * many of BF16. */
 #define OPERATIONS_A_CYCLE 8192.0
 
 /* Where the matrices of a set begin, from its start. */
@@ -18,9 +19,18 @@ typedef struct layout {
     size_t a, b, a_scale, b_scale, d, bytes;
 } layout;
 
-typedef struct session {
-    const dw_gemm_sm90_row *row;
+/* A kernel: one of gemm_sm90.h's, or of gemm_bf16.h's. */
+typedef struct form {
+    dw_gemm_grouping grouping;
+    bool bf16, b_across; /* of BF16: no scales, and along K both operands lie across */
+    bool scale_f32, b_vector, out_f32;
+    int few_rows; /* of A, where the kernel is for few; else 0 */
     int index;
+    dw_status (*grouped)(int index, const dw_grouped_gemm_args *args, void *stream);
+} form;
+
+typedef struct session {
+    form form;
     dw_context *context;
     dw_cuda_scratch scratch;
     dw_cu_event begin, end;
@@ -39,10 +49,10 @@ static int64_t round_up(int64_t value, int64_t multiple) {
 }
 
 /* What the kernel is for: the small tiles for few rows, the others for many. */
-static void choose_shape(const dw_gemm_sm90_row *row, int64_t mebibytes, bench_product *p) {
-    const int64_t most = mebibytes * ((1 << 20) / DEPTH), extent = most < EXTENT ? most : EXTENT;
+static void choose_shape(const form *row, int64_t mebibytes, bench_product *p) {
+    const int64_t most = mebibytes * ((1 << 20) / DEPTH) / (row->bf16 ? 2 : 1), extent = most < EXTENT ? most : EXTENT;
     *p = (bench_product){.m = extent, .n = extent, .k = DEPTH, .groups = 1, .repetitions = WINDOWS};
-    if (row->k_split > 1) p->m = row->tile_m;
+    if (row->few_rows) p->m = row->few_rows;
     if (row->grouping == DW_GEMM_GROUPED_NONE) return;
     p->groups = GROUPS;
     p->n = extent / 2;
@@ -59,39 +69,44 @@ static size_t take(size_t *offset, int64_t bytes) {
 }
 
 static void lay_out(session *on) {
-    const dw_gemm_sm90_row *row = on->row;
+    const form *row = &on->form;
     const bench_product *p = on->product;
     const int64_t b_rows = row->grouping == DW_GEMM_GROUPED_M ? p->groups * p->n : p->n;
     const int64_t d_rows = row->grouping == DW_GEMM_GROUPED_K ? p->groups * p->m : p->m;
-    const int64_t blocks = p->k / BLOCK, scale = row->scale_f32 ? 4 : 1;
+    const int64_t blocks = p->k / BLOCK, element = row->bf16 ? 2 : 1, scale = row->bf16 ? 0 : row->scale_f32 ? 4 : 1;
     size_t offset = 0;
-    on->at.a = take(&offset, p->m * p->k);
-    on->at.b = take(&offset, b_rows * p->k);
+    on->at.a = take(&offset, p->m * p->k * element);
+    on->at.b = take(&offset, b_rows * p->k * element);
     on->at.a_scale = take(&offset, blocks * p->m * scale);
     on->at.b_scale = take(&offset, blocks * b_rows * scale); /* enough for squares too */
     on->at.d = take(&offset, d_rows * p->n * (row->out_f32 ? 4 : 2));
     on->at.bytes = offset;
 }
 
-/* Random signs and fractions around 1, like quantized data, and scales of one. */
-static dw_status fill(session *on) {
-    uint8_t *host = malloc(on->at.d);
-    if (!host) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for %zu bytes of data", on->at.d);
+/* Random signs and fractions: of BF16 like weights; of E4M3 around 1, like quantized data, and scales of one. */
+static void make_data(const session *on, uint8_t *host) {
     bench_pattern(host, on->at.a_scale, DW_BF16);
+    if (on->form.bf16) return;
     for (size_t i = 0; i < on->at.a_scale; i++)
         host[i] = (uint8_t)((host[i] & 0x8F) | 0x30);
     const float one = 1;
-    if (on->row->scale_f32)
+    if (on->form.scale_f32)
         for (size_t i = on->at.a_scale; i < on->at.d; i += sizeof one)
             memcpy(host + i, &one, sizeof one);
     else
         memset(host + on->at.a_scale, 127, on->at.d - on->at.a_scale);
+}
+
+static dw_status fill(session *on) {
+    uint8_t *host = malloc(on->at.d);
+    if (!host) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for %zu bytes of data", on->at.d);
+    make_data(on, host);
     const dw_cuda_driver *driver = on->scratch.scope.driver;
     dw_cu_result result = DW_CU_SUCCESS;
     for (int i = 0; i < on->sets && result == DW_CU_SUCCESS; i++)
         result = driver->copy_to_device(on->memory + (size_t)i * on->at.bytes, host, on->at.d, on->scratch.stream);
     int32_t ends[GROUPS];
-    const int64_t along = on->row->grouping == DW_GEMM_GROUPED_M ? on->product->m : on->product->k;
+    const int64_t along = on->form.grouping == DW_GEMM_GROUPED_M ? on->product->m : on->product->k;
     for (int g = 0; g < GROUPS; g++)
         ends[g] = (int32_t)((g + 1) * along / GROUPS);
     if (result == DW_CU_SUCCESS) result = driver->copy_to_device(on->ends, ends, sizeof ends, on->scratch.stream);
@@ -116,12 +131,21 @@ static dw_tensor stack(dw_tensor tensor, int64_t groups, int64_t rows, int64_t c
     return tensor;
 }
 
+/* A matrix whose columns lie in rows. */
+static dw_tensor lying_across(dw_tensor tensor) {
+    const int down = tensor.rank - 2;
+    tensor.strides[down] = 1;
+    tensor.strides[down + 1] = tensor.shape[down];
+    return tensor;
+}
+
 static dw_gemm_operand operand(const session *on, uintptr_t data, uintptr_t scale, int64_t rows, bool square) {
+    if (on->form.bf16) return (dw_gemm_operand){.data = view(on, data, DW_BF16, rows, on->product->k)};
     const int64_t k = on->product->k, across = k / BLOCK, down = square ? rows / BLOCK : rows;
     dw_gemm_operand o = {.data = view(on, data, DW_E4M3, rows, k),
                          .scaling = square ? DW_GEMM_128X128 : DW_GEMM_1X128,
                          .layout = DW_SCALE_MN_MAJOR};
-    if (!on->row->scale_f32) {
+    if (!on->form.scale_f32) {
         o.scale = view(on, scale, DW_E8M0, across, round_up(down, 16));
     } else {
         o.scale = view(on, scale, DW_F32, down, across);
@@ -134,10 +158,10 @@ static dw_gemm_operand operand(const session *on, uintptr_t data, uintptr_t scal
 static dw_gemm_args arguments(const session *on, int set) {
     const bench_product *p = on->product;
     const uintptr_t from = on->memory + (size_t)set * on->at.bytes;
-    const int64_t b_rows = on->row->grouping == DW_GEMM_GROUPED_M ? p->groups * p->n : p->n;
+    const int64_t b_rows = on->form.grouping == DW_GEMM_GROUPED_M ? p->groups * p->n : p->n;
     return (dw_gemm_args){.a = operand(on, from + on->at.a, from + on->at.a_scale, p->m, false),
-                          .b = operand(on, from + on->at.b, from + on->at.b_scale, b_rows, !on->row->b_vector),
-                          .d = view(on, from + on->at.d, on->row->out_f32 ? DW_F32 : DW_BF16, p->m, p->n),
+                          .b = operand(on, from + on->at.b, from + on->at.b_scale, b_rows, !on->form.b_vector),
+                          .d = view(on, from + on->at.d, on->form.out_f32 ? DW_F32 : DW_BF16, p->m, p->n),
                           .workspace = (void *)on->workspace,
                           .workspace_bytes = on->workspace_bytes,
                           .backend = DW_GEMM_CUBLASLT};
@@ -147,18 +171,20 @@ static dw_status multiply(const session *on, int set, bool peer) {
     const dw_gemm_args args = arguments(on, set);
     void *stream = on->scratch.stream;
     if (peer) return dw_gemm(on->context, &args, stream);
-    if (on->row->grouping == DW_GEMM_GROUPED_NONE) return dw_gemm_with_row(on->index, &args, stream);
+    if (on->form.grouping == DW_GEMM_GROUPED_NONE) return dw_gemm_with_row(on->form.index, &args, stream);
     const bench_product *p = on->product;
     dw_grouped_gemm_args grouped = {
         .a = args.a, .b = args.b, .d = args.d, .ends = (const int32_t *)on->ends, .groups = p->groups};
-    if (on->row->grouping == DW_GEMM_GROUPED_M) {
+    if (on->form.grouping == DW_GEMM_GROUPED_M) {
         grouped.axis = DW_GROUP_M;
         grouped.b.data = stack(args.b.data, p->groups, p->n, p->k);
     } else {
         grouped.axis = DW_GROUP_K;
         grouped.d = stack(args.d, p->groups, p->m, p->n);
+        if (on->form.b_across) grouped.a.data = lying_across(args.a.data);
     }
-    return dw_grouped_gemm_with_row(on->index, &grouped, stream);
+    if (on->form.b_across) grouped.b.data = lying_across(grouped.b.data);
+    return on->form.grouped(on->form.index, &grouped, stream);
 }
 
 /* Seconds of one launch of a window. */
@@ -196,28 +222,44 @@ static dw_status measure(session *on) {
 /* Workspace for cuBLASLt, or none where it has no such product: groups, scales that are E8M0, a version without. */
 static size_t peer_workspace(session *on, int device) {
     size_t bytes = 0;
-    if (on->row->grouping != DW_GEMM_GROUPED_NONE || !on->row->scale_f32) return 0;
+    if (on->form.grouping != DW_GEMM_GROUPED_NONE || !on->form.scale_f32) return 0;
     on->scratch.scope.device = device;
     const dw_gemm_args args = arguments(on, 0);
     if (dw_gemm_workspace_size(on->context, &args, &bytes) != DW_OK) return 0;
     return bytes > ALIGNMENT ? bytes : ALIGNMENT;
 }
 
-static int index_of(const char *name) {
+static form form_of(const char *name) {
+    for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
+        const dw_gemm_sm90_row *row = dw_gemm_sm90_get(i);
+        if (strcmp(row->name, name) != 0) continue;
+        return (form){.grouping = row->grouping,
+                      .scale_f32 = row->scale_f32,
+                      .b_vector = row->b_vector,
+                      .out_f32 = row->out_f32,
+                      .few_rows = row->k_split > 1 ? row->tile_m : 0,
+                      .index = (int)i,
+                      .grouped = dw_grouped_gemm_with_row};
+    }
     int index = 0;
-    while (strcmp(dw_gemm_sm90_get((size_t)index)->name, name) != 0)
+    while (strcmp(dw_gemm_bf16_get((size_t)index)->name, name) != 0)
         index++;
-    return index;
+    const dw_gemm_bf16_row *row = dw_gemm_bf16_get((size_t)index);
+    return (form){.grouping = row->grouping,
+                  .bf16 = true,
+                  .b_across = row->b_across,
+                  .out_f32 = row->out_f32,
+                  .index = index,
+                  .grouped = dw_grouped_gemm_bf16_with_row};
 }
 
 dw_status bench_gemm_run(dw_context *context, const dw_kernel_info *kernel, int device, int64_t mebibytes,
                          bench_product *result) {
-    session on = {.index = index_of(kernel->name), .context = context, .product = result};
-    on.row = dw_gemm_sm90_get((size_t)on.index);
+    session on = {.form = form_of(kernel->name), .context = context, .product = result};
     dw_cuda_device_info info;
     DW_TRY(dw_cuda_device_get(device, &info));
-    choose_shape(on.row, mebibytes, result);
-    result->peak = OPERATIONS_A_CYCLE * info.multiprocessors * 1e3 * info.clock_khz;
+    choose_shape(&on.form, mebibytes, result);
+    result->peak = OPERATIONS_A_CYCLE / (on.form.bf16 ? 2 : 1) * info.multiprocessors * 1e3 * info.clock_khz;
     lay_out(&on);
     const size_t wanted = 2 * (size_t)info.l2_bytes / on.at.bytes + 1;
     on.sets = wanted < 2 ? 2 : wanted > LAUNCHES ? LAUNCHES : (int)wanted;

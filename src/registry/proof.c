@@ -7,7 +7,6 @@
 
 #include "core/status.h"
 #include "cuda/host/cache_file.h"
-#include "cuda/host/gemm_sm90.h"
 #include "cuda/host/scratch.h"
 #include "registry/table.h"
 
@@ -127,12 +126,13 @@ bool dw_row_prove(dw_context *context, const dw_kernel_row *row, const dw_reques
 
 /* ---- matrix kernels ---- */
 
-#define CUDA_GEMM(...) +1
-enum {
-    GEMMS = 0
+static const char *const names[] = {
+#define CUDA_GEMM(name, ...) #name,
+#include "registry/kernels.inc"
+#define CUDA_GEMM_BF16(name, ...) #name,
 #include "registry/kernels.inc"
 };
-static atomic_uchar gemms[DW_PROOF_DEVICES][GEMMS];
+static atomic_uchar gemms[DW_PROOF_DEVICES][sizeof names / sizeof *names];
 
 const atomic_uchar *dw_gemm_proofs(int device) {
     return device >= 0 && device < DW_PROOF_DEVICES ? gemms[device] : NULL;
@@ -143,7 +143,7 @@ bool dw_gemm_row_prove(size_t gemm, int device) {
     unsigned char state = atomic_load_explicit(&gemms[device][gemm], memory_order_acquire);
     if (state != DW_PROOF_UNKNOWN) return state == DW_PROOF_TRUSTED;
     subject s = {.device = device, .gemm = gemm, .unit = "elements"};
-    snprintf(s.key, sizeof s.key, "%s", dw_gemm_sm90_get(gemm)->name);
+    snprintf(s.key, sizeof s.key, "%s", names[gemm]);
     snprintf(s.title, sizeof s.title, "%s", s.key);
     return prove(&gemms[device][gemm], &s);
 }

@@ -28,8 +28,9 @@ bool dw_row_refuted(const struct dw_kernel_row *row, const dw_request *request);
  */
 bool dw_row_prove(dw_context *context, const struct dw_kernel_row *row, const dw_request *request);
 
-/* The same for matrix kernels, by their index (gemm_sm90.h): what is known of each on a device (NULL: nothing is kept
- * for that one), and whether one may run there. */
+/* The same for matrix kernels, by their number, which is the index of the block-scaled ones (gemm_sm90.h), after which
+ * those for BF16 follow (gemm_bf16.h): what is known of each on a device (NULL: nothing is kept for that one), and
+ * whether one may run there. */
 const atomic_uchar *dw_gemm_proofs(int device);
 bool dw_gemm_row_prove(size_t gemm, int device);
 

@@ -1,58 +1,21 @@
 /* Proves one Hopper matrix kernel against sums in double precision that are computed here: shapes around its tile and
  * its ring of stages, groups of any size, sums of small integers, which must be exact, and random operands, whose
  * result may be off by what the tensor core and the roundings cost. Everything around the operands is NaN, and every
- * byte that is not an element of the result must be what it was. */
+ * byte that is not an element of the result must be what it was. The operands come from the kernel's form. */
+#include "registry/selftest_gemm.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/status.h"
-#include "cuda/host/gemm_sm90.h"
-#include "formats/fp8.h"
-#include "registry/selftest_data.h"
-#include "registry/table.h"
 
-enum { WORKSPACE = 8 << 20, FENCE = 256, BLOCK = 128, MOST_GROUPS = 4, POISON = 0x5A };
-
-/* In each of the four steps of a block the tensor core aligns 32 products and the sum so far to the largest and keeps
- * about 14 bits, rounding toward zero, so each of 33 addends loses less than 2^-13 of the largest: 4 * 33 * 2^-13 <
- * 2^-5.9 of the terms' magnitudes at the very worst for one element, and 2^-11 in norm over many. */
-#define WORST 0.0168
-#define IN_NORM 0x1p-11
-
-typedef struct gemm_case {
-    int64_t m, n, k;
-    int64_t sizes[MOST_GROUPS]; /* of groups */
-    bool exact, has_bias, accumulate, row_layout, has_nan;
-} gemm_case;
-
-typedef struct operand {
-    uint8_t *data;        /* in the host's buffer */
-    double *values;       /* decoded: A by rows, B transposed */
-    dw_gemm_operand view; /* as the kernel gets it */
-    bool transposed;      /* B */
-    int64_t rows, cols, ld;
-    int64_t group_rows; /* blocks of 128 rows begin anew with each group */
-} operand;
-
-typedef struct bench {
-    const dw_gemm_sm90_row *row;
-    int index;
-    uint64_t seed;
-    dw_random random;
-    const dw_selftest_device *device;
-    dw_cuda_scope scope;
-    dw_selftest_result *result;
-    char what[96];           /* the case in words */
-    uint8_t *before, *after; /* the workspace as it is sent, and as it comes back */
-    size_t used;
-    bool full; /* a case did not fit */
-} bench;
+enum { WORKSPACE = 8 << 20, FENCE = 256, POISON = 0x5A };
 
 /* ---- memory ---- */
 
-static uint8_t *take(bench *on, size_t bytes) {
+uint8_t *dw_gemm_bench_take(dw_gemm_bench *on, size_t bytes) {
     size_t at = (on->used + FENCE + 255) / 256 * 256;
     on->full |= at + bytes + FENCE > WORKSPACE;
     if (on->full) return on->before;
@@ -61,11 +24,12 @@ static uint8_t *take(bench *on, size_t bytes) {
 }
 
 /* What the kernel is given for an address in `before`. */
-static void *address(const bench *on, const uint8_t *host) {
+static void *address(const dw_gemm_bench *on, const uint8_t *host) {
     return (uint8_t *)on->device->workspace + (host - on->before);
 }
 
-static dw_tensor view(const bench *on, const uint8_t *host, dw_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
+dw_tensor dw_gemm_bench_view(const dw_gemm_bench *on, const uint8_t *host, dw_dtype dtype, int64_t rows, int64_t cols,
+                             int64_t ld) {
     dw_tensor tensor = dw_matrix(address(on, host), dtype, rows, cols);
     tensor.strides[0] = ld;
     tensor.device_type = DW_DEVICE_CUDA;
@@ -73,9 +37,9 @@ static dw_tensor view(const bench *on, const uint8_t *host, dw_dtype dtype, int6
     return tensor;
 }
 
-static dw_tensor stack_view(const bench *on, const uint8_t *host, dw_dtype dtype, int64_t groups, int64_t rows,
-                            int64_t cols) {
-    dw_tensor tensor = view(on, host, dtype, groups, rows, cols);
+dw_tensor dw_gemm_bench_stack(const dw_gemm_bench *on, const uint8_t *host, dw_dtype dtype, int64_t groups,
+                              int64_t rows, int64_t cols) {
+    dw_tensor tensor = dw_gemm_bench_view(on, host, dtype, groups, rows, cols);
     tensor.rank = 3;
     tensor.shape[2] = cols;
     tensor.strides[0] = rows * cols;
@@ -84,45 +48,31 @@ static dw_tensor stack_view(const bench *on, const uint8_t *host, dw_dtype dtype
     return tensor;
 }
 
-static int64_t round_up(int64_t value, int64_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
 /* ---- numbers ---- */
 
-static double unit(bench *on) {
+double dw_gemm_bench_unit(dw_gemm_bench *on) {
     return (double)(dw_random_next(&on->random) >> 11) * 0x1p-53;
 }
 
-static double decode_e4m3(uint8_t code) {
-    int exponent = code >> 3 & 15, fraction = code & 7;
-    double value = (code & 0x7F) == 0x7F ? (double)NAN
-                   : exponent            ? ldexp(8 + fraction, exponent - 10)
-                                         : ldexp(fraction, -9);
-    return code & 0x80 ? -value : value;
+double dw_gemm_bench_normal(dw_gemm_bench *on) {
+    double sum = -2;
+    for (int i = 0; i < 4; i++)
+        sum += dw_gemm_bench_unit(on);
+    return sum;
 }
 
-/* An integer in -3..3, or about a normal number whose block reaches a good part of E4M3's range. */
-static uint8_t draw_element(bench *on, bool exact) {
-    float value = exact ? (float)dw_random_between(&on->random, -3, 3)
-                        : (float)(120 * (unit(on) + unit(on) + unit(on) + unit(on) - 2));
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return dw_fp8_encode(dw_fp8(DW_E4M3), bits, 0);
-}
-
-static uint32_t bits_of(float value) {
+uint32_t dw_gemm_bits_of(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static uint16_t to_bf16(double value) {
-    uint32_t bits = bits_of((float)value);
+uint16_t dw_gemm_to_bf16(double value) {
+    uint32_t bits = dw_gemm_bits_of((float)value);
     return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-static double from_bf16(uint16_t half) {
+double dw_gemm_from_bf16(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -130,98 +80,29 @@ static double from_bf16(uint16_t half) {
 }
 
 /* What a number becomes in the result's type. */
-static double rounded(const bench *on, double value) {
-    return on->row->out_f32 ? (double)(float)value : from_bf16(to_bf16(value));
+static double rounded(const dw_gemm_bench *on, double value) {
+    return on->form.out_f32 ? (double)(float)value : dw_gemm_from_bf16(dw_gemm_to_bf16(value));
 }
 
-static double load(const bench *on, const uint8_t *d, int64_t index) {
-    if (!on->row->out_f32) {
+static double load(const dw_gemm_bench *on, const uint8_t *d, int64_t index) {
+    if (!on->form.out_f32) {
         uint16_t half;
         memcpy(&half, d + 2 * index, sizeof half);
-        return from_bf16(half);
+        return dw_gemm_from_bf16(half);
     }
     float value;
     memcpy(&value, d + 4 * index, sizeof value);
     return (double)value;
 }
 
-static void store(const bench *on, uint8_t *d, int64_t index, double value) {
-    if (on->row->out_f32) {
-        uint32_t bits = bits_of((float)value);
+static void store(const dw_gemm_bench *on, uint8_t *d, int64_t index, double value) {
+    if (on->form.out_f32) {
+        uint32_t bits = dw_gemm_bits_of((float)value);
         memcpy(d + 4 * index, &bits, sizeof bits);
     } else {
-        uint16_t half = to_bf16(value);
+        uint16_t half = dw_gemm_to_bf16(value);
         memcpy(d + 2 * index, &half, sizeof half);
     }
-}
-
-/* ---- operands ---- */
-
-/* Draws the scale of each block, writes it where the kernel looks for it, and applies it to the decoded values. */
-static void draw_scales(bench *on, operand *o, bool square, const gemm_case *c, int64_t nan_row) {
-    const int64_t height = square ? BLOCK : 1, groups = square && o->group_rows ? o->rows / o->group_rows : 1;
-    const int64_t group_rows = groups > 1 || o->group_rows ? o->group_rows : o->rows;
-    const int64_t down = square ? groups * ((group_rows + BLOCK - 1) / BLOCK) : o->rows;
-    const int64_t across = (o->cols + BLOCK - 1) / BLOCK;
-    const bool f32 = on->row->scale_f32, by_row = !f32 && square && c->row_layout;
-    int64_t row_step, col_step, count;
-    if (by_row || (f32 && square)) {
-        row_step = f32 ? round_up(across, 4) : across;
-        col_step = 1;
-        count = down * row_step;
-    } else {
-        row_step = 1;
-        col_step = f32 ? down : round_up(down, 16);
-        count = across * col_step;
-    }
-    uint8_t *memory = take(on, (size_t)count * (f32 ? 4 : 1));
-    if (on->full) return;
-    memset(memory, 0, (size_t)count * (f32 ? 4 : 1));
-    for (int64_t r = 0; r < down; r++)
-        for (int64_t b = 0; b < across; b++) {
-            const int range = c->exact ? 1 : 4;
-            const int exponent = (int)dw_random_between(&on->random, -range, range);
-            float scale = ldexpf(c->exact || !f32 ? 1 : 1 + (float)unit(on), exponent);
-            const int64_t at = r * row_step + b * col_step;
-            const int64_t first = square ? r / ((group_rows + BLOCK - 1) / BLOCK) * group_rows +
-                                               r % ((group_rows + BLOCK - 1) / BLOCK) * BLOCK
-                                         : r;
-            const int64_t group_end = square ? (first / group_rows + 1) * group_rows : o->rows;
-            const bool is_nan = !square && r == nan_row && b == 0;
-            if (f32) {
-                uint32_t bits = is_nan ? 0x7FC00000u : bits_of(scale);
-                memcpy(memory + 4 * at, &bits, sizeof bits);
-            } else {
-                memory[at] = is_nan ? 255 : (uint8_t)(127 + exponent);
-            }
-            for (int64_t i = first; i < first + height && i < group_end; i++)
-                for (int64_t j = b * BLOCK; j < o->cols && j < (b + 1) * BLOCK; j++)
-                    o->values[o->transposed ? j * o->rows + i : i * o->cols + j] *= (double)scale;
-        }
-    o->view.scaling = square ? DW_GEMM_128X128 : DW_GEMM_1X128;
-    o->view.layout = f32 || by_row ? DW_SCALE_ROW : DW_SCALE_MN_MAJOR;
-    const bool grid_transposed = !f32 && !by_row;
-    o->view.scale = view(on, memory, f32 ? DW_F32 : DW_E8M0, grid_transposed ? across : down,
-                         grid_transposed ? col_step : across, grid_transposed ? col_step : row_step);
-    if (f32) o->view.scale.strides[1] = col_step;
-}
-
-/* Bytes, scales and values of an operand. With a `nan_row` not negative, the first block of that row is NaN. */
-static dw_status draw_operand(bench *on, operand *o, bool square, const gemm_case *c, int64_t nan_row) {
-    o->ld = o->cols + (o->group_rows ? 0 : 16 * dw_random_between(&on->random, 0, 2));
-    o->data = take(on, (size_t)(o->rows * o->ld));
-    o->values = malloc((size_t)(o->rows * o->cols) * sizeof *o->values);
-    if (!o->values) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on->row->name);
-    if (on->full) return DW_OK;
-    for (int64_t i = 0; i < o->rows; i++)
-        for (int64_t j = 0; j < o->cols; j++) {
-            uint8_t code = i == nan_row && j < BLOCK ? DW_FP8_NAN : draw_element(on, c->exact);
-            o->data[i * o->ld + j] = code;
-            o->values[o->transposed ? j * o->rows + i : i * o->cols + j] = decode_e4m3(code);
-        }
-    draw_scales(on, o, square, c, nan_row);
-    o->view.data = view(on, o->data, DW_E4M3, o->rows, o->cols, o->ld);
-    return DW_OK;
 }
 
 /* ---- results ---- */
@@ -238,16 +119,16 @@ typedef struct product {
     int64_t a_row, rows, k, depth, b_row, d_row;
 } product;
 
-static void mismatch(bench *on, const char *text) {
+static void mismatch(dw_gemm_bench *on, const char *text) {
     if (on->result->mismatches++ == 0)
         snprintf(on->result->first_mismatch, sizeof on->result->first_mismatch, "%.90s: %.70s, seed %llu", on->what,
                  text, (unsigned long long)on->seed);
 }
 
-static void check_element(bench *on, const gemm_case *c, result_matrix *d, int64_t row, int64_t col, double sum,
-                          double size, double bias) {
+static void check_element(dw_gemm_bench *on, const dw_gemm_case *c, result_matrix *d, int64_t row, int64_t col,
+                          double sum, double size, double bias) {
     const int64_t at = row * d->ld + col;
-    const double rounding = on->row->out_f32 ? 0x1p-22 : 0x1p-8;
+    const double rounding = on->form.out_f32 ? 0x1p-22 : 0x1p-8;
     const double old = c->accumulate ? load(on, d->memory, at) : 0;
     const double got = load(on, on->after + (d->memory - on->before), at);
     const double wanted = sum + bias + old, error = fabs(got - wanted);
@@ -258,8 +139,8 @@ static void check_element(bench *on, const gemm_case *c, result_matrix *d, int64
     } else if (c->exact) {
         good = got == rounded(on, wanted);
     } else {
-        good = error <= size * (WORST + 2 * rounding) + 1e-30;
-        const double slack = on->row->out_f32 ? 4 : 1; /* FP32 sums are rounded more than once */
+        good = error <= size * (on->form.worst(c->k) + 2 * rounding) + 1e-30;
+        const double slack = on->form.out_f32 ? 4 : 1; /* FP32 sums are rounded more than once */
         const double off = slack * (rounded(on, wanted) - wanted), first = slack * (rounded(on, sum) - sum);
         d->error += error * error;
         d->expected += wanted * wanted;
@@ -278,8 +159,8 @@ static void check_element(bench *on, const gemm_case *c, result_matrix *d, int64
 }
 
 /* Multiplies in double precision and compares. */
-static void check_product(bench *on, const gemm_case *c, const product *p, const operand *a, const operand *b,
-                          const double *bias, double *sums, result_matrix *d) {
+static void check_product(dw_gemm_bench *on, const dw_gemm_case *c, const product *p, const dw_gemm_matrix *a,
+                          const dw_gemm_matrix *b, const double *bias, double *sums, result_matrix *d) {
     double *sizes = sums + d->cols;
     for (int64_t i = 0; i < p->rows; i++) {
         memset(sums, 0, (size_t)(2 * d->cols) * sizeof *sums);
@@ -299,9 +180,9 @@ static void check_product(bench *on, const gemm_case *c, const product *p, const
 /* How far a number is from the nearest one of the result's type changes by no more than the number does, so sums that
  * are off by `off` end up within what rounding the exact ones costs and twice `off`; and where they go through the type
  * once more after something was added, that, in turn, is what they are then off by. */
-static void check_norm(bench *on, const gemm_case *c, const result_matrix *d) {
+static void check_norm(dw_gemm_bench *on, const dw_gemm_case *c, const result_matrix *d) {
     const double expected = sqrt(d->expected), size = sqrt(d->size) / 8, error = sqrt(d->error);
-    double off = IN_NORM * (expected > size ? expected : size);
+    double off = on->form.in_norm(c->k) * (expected > size ? expected : size);
     if (c->accumulate) off = sqrt(d->first_rounding) + 2 * off;
     const double bound = sqrt(d->rounding) + 2 * off;
     if (error <= bound) return;
@@ -311,8 +192,8 @@ static void check_norm(bench *on, const gemm_case *c, const result_matrix *d) {
 }
 
 /* Every byte but those of D's elements in `written` rows is what it was. */
-static void check_surroundings(bench *on, const result_matrix *d, const bool *written) {
-    const size_t size = on->row->out_f32 ? 4 : 2, begin = (size_t)(d->memory - on->before);
+static void check_surroundings(dw_gemm_bench *on, const result_matrix *d, const bool *written) {
+    const size_t size = on->form.out_f32 ? 4 : 2, begin = (size_t)(d->memory - on->before);
     for (int64_t r = 0; r < d->rows; r++)
         if (written[r]) {
             const size_t at = begin + (size_t)(r * d->ld) * size;
@@ -329,12 +210,13 @@ static void check_surroundings(bench *on, const result_matrix *d, const bool *wr
 
 /* ---- a case ---- */
 
-static dw_status run_on_device(bench *on, const gemm_case *c, const operand *a, const operand *b,
-                               const result_matrix *d, const uint8_t *bias, const uint8_t *ends) {
+static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const dw_gemm_matrix *a,
+                               const dw_gemm_matrix *b, const result_matrix *d, const uint8_t *bias,
+                               const uint8_t *ends) {
     const dw_cuda_driver *driver = on->scope.driver;
     const dw_cu_pointer there = (dw_cu_pointer)(uintptr_t)on->device->workspace;
-    const dw_dtype type = on->row->out_f32 ? DW_F32 : DW_BF16;
-    const int grouping = on->row->grouping;
+    const dw_dtype type = on->form.out_f32 ? DW_F32 : DW_BF16;
+    const int grouping = on->form.grouping;
     void *stream = on->device->stream;
     DW_TRY(dw_cuda_check(driver, driver->copy_to_device(there, on->before, on->used, stream), "cuMemcpyHtoDAsync",
                          "self-test on device %d", on->device->id));
@@ -342,26 +224,26 @@ static dw_status run_on_device(bench *on, const gemm_case *c, const operand *a, 
     if (grouping == DW_GEMM_GROUPED_NONE) {
         dw_gemm_args args = {.a = a->view,
                              .b = b->view,
-                             .d = view(on, d->memory, type, d->rows, d->cols, d->ld),
+                             .d = dw_gemm_bench_view(on, d->memory, type, d->rows, d->cols, d->ld),
                              .accumulate = c->accumulate,
                              .backend = DW_GEMM_OWN};
         if (bias) {
-            args.bias = view(on, bias, DW_BF16, c->n, 1, 1);
+            args.bias = dw_gemm_bench_view(on, bias, DW_BF16, c->n, 1, 1);
             args.bias.rank = 1;
         }
-        status = dw_gemm_with_row(on->index, &args, stream);
+        status = dw_gemm_with_row(on->form.index, &args, stream);
     } else {
         const bool along_m = grouping == DW_GEMM_GROUPED_M;
-        dw_grouped_gemm_args args = {.a = a->view,
-                                     .b = b->view,
-                                     .d = along_m ? view(on, d->memory, type, d->rows, d->cols, d->ld)
-                                                  : stack_view(on, d->memory, type, MOST_GROUPS, c->m, c->n),
-                                     .ends = address(on, ends),
-                                     .groups = MOST_GROUPS,
-                                     .axis = along_m ? DW_GROUP_M : DW_GROUP_K,
-                                     .accumulate = c->accumulate};
-        if (along_m) args.b.data = stack_view(on, b->data, DW_E4M3, MOST_GROUPS, c->n, c->k);
-        status = dw_grouped_gemm_with_row(on->index, &args, stream);
+        dw_grouped_gemm_args args = {
+            .a = a->view,
+            .b = b->view,
+            .d = along_m ? dw_gemm_bench_view(on, d->memory, type, d->rows, d->cols, d->ld)
+                         : dw_gemm_bench_stack(on, d->memory, type, DW_GEMM_TEST_GROUPS, c->m, c->n),
+            .ends = address(on, ends),
+            .groups = DW_GEMM_TEST_GROUPS,
+            .axis = along_m ? DW_GROUP_M : DW_GROUP_K,
+            .accumulate = c->accumulate};
+        status = on->form.grouped(on->form.index, &args, stream);
     }
     if (status != DW_OK) return status;
     DW_TRY(dw_cuda_check(driver, driver->copy_to_host(on->after, there, on->used, stream), "cuMemcpyDtoHAsync",
@@ -371,70 +253,81 @@ static dw_status run_on_device(bench *on, const gemm_case *c, const operand *a, 
 }
 
 /* The products a case is made of, and where its groups end. */
-static int products_of(const bench *on, const gemm_case *c, product products[MOST_GROUPS], int32_t ends[MOST_GROUPS]) {
-    if (on->row->grouping == DW_GEMM_GROUPED_NONE) {
+static int products_of(const dw_gemm_bench *on, const dw_gemm_case *c, product products[DW_GEMM_TEST_GROUPS],
+                       int32_t ends[DW_GEMM_TEST_GROUPS]) {
+    if (on->form.grouping == DW_GEMM_GROUPED_NONE) {
         products[0] = (product){.rows = c->m, .depth = c->k};
         return 1;
     }
-    const bool along_m = on->row->grouping == DW_GEMM_GROUPED_M;
+    const bool along_m = on->form.grouping == DW_GEMM_GROUPED_M;
     int64_t begin = 0;
-    for (int g = 0; g < MOST_GROUPS; g++) {
+    for (int g = 0; g < DW_GEMM_TEST_GROUPS; g++) {
         products[g] =
             along_m ? (product){.a_row = begin, .rows = c->sizes[g], .depth = c->k, .b_row = g * c->n, .d_row = begin}
                     : (product){.rows = c->m, .k = begin, .depth = c->sizes[g], .d_row = g * c->m};
         begin += c->sizes[g];
         ends[g] = (int32_t)begin;
     }
-    return MOST_GROUPS;
+    return DW_GEMM_TEST_GROUPS;
 }
 
 /* D poisoned, or, to be added to, with numbers. */
-static void make_result(bench *on, const gemm_case *c, result_matrix *d) {
-    const int64_t size = on->row->out_f32 ? 4 : 2;
-    d->memory = take(on, (size_t)(d->rows * d->ld * size));
+static void make_result(dw_gemm_bench *on, const dw_gemm_case *c, result_matrix *d) {
+    const int64_t size = on->form.out_f32 ? 4 : 2;
+    d->memory = dw_gemm_bench_take(on, (size_t)(d->rows * d->ld * size));
     if (on->full) return;
     memset(d->memory, POISON, (size_t)(d->rows * d->ld * size));
     for (int64_t i = 0; i < d->rows && c->accumulate; i++)
         for (int64_t j = 0; j < d->cols; j++) {
-            double old = c->exact ? (double)dw_random_between(&on->random, -64, 64) : 4096 * (unit(on) - 0.5);
+            double old =
+                c->exact ? (double)dw_random_between(&on->random, -64, 64) : 4096 * (dw_gemm_bench_unit(on) - 0.5);
             store(on, d->memory, i * d->ld + j, old);
         }
 }
 
 typedef struct case_memory {
-    operand a, b;
+    dw_gemm_matrix a, b;
     double *bias, *sums;
     bool *written;
 } case_memory;
 
-static dw_status run_case(bench *on, const gemm_case *c, case_memory *of) {
-    const bool along_m = on->row->grouping == DW_GEMM_GROUPED_M, along_k = on->row->grouping == DW_GEMM_GROUPED_K;
-    product products[MOST_GROUPS];
-    int32_t ends[MOST_GROUPS];
+static dw_status draw_operand(dw_gemm_bench *on, dw_gemm_matrix *o, const dw_gemm_case *c) {
+    o->values = malloc((size_t)(o->rows * o->cols) * sizeof *o->values);
+    if (!o->values) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on->form.name);
+    on->form.draw(on, o, c);
+    return DW_OK;
+}
+
+static dw_status run_case(dw_gemm_bench *on, const dw_gemm_case *c, case_memory *of) {
+    const bool along_m = on->form.grouping == DW_GEMM_GROUPED_M, along_k = on->form.grouping == DW_GEMM_GROUPED_K;
+    product products[DW_GEMM_TEST_GROUPS];
+    int32_t ends[DW_GEMM_TEST_GROUPS];
     const int count = products_of(on, c, products, ends);
     memset(on->before, 0xFF, WORKSPACE); /* NaN in every type */
     on->used = 0;
-    of->a = (operand){.rows = c->m, .cols = c->k};
-    of->b = (operand){.rows = along_m ? MOST_GROUPS * c->n : c->n,
-                      .cols = c->k,
-                      .transposed = true,
-                      .group_rows = along_m ? c->n : 0};
+    of->a = (dw_gemm_matrix){.rows = c->m, .cols = c->k};
+    of->b = (dw_gemm_matrix){.rows = along_m ? DW_GEMM_TEST_GROUPS * c->n : c->n,
+                             .cols = c->k,
+                             .is_b = true,
+                             .group_rows = along_m ? c->n : 0};
     const int64_t pad = along_k ? 0 : 8 * dw_random_between(&on->random, 0, 3);
-    result_matrix d = {.rows = along_k ? MOST_GROUPS * c->m : c->m, .cols = c->n, .ld = c->n + pad};
-    DW_TRY(draw_operand(on, &of->a, false, c, c->has_nan ? dw_random_between(&on->random, 0, c->m - 1) : -1));
-    DW_TRY(draw_operand(on, &of->b, !on->row->b_vector, c, -1));
+    result_matrix d = {.rows = along_k ? DW_GEMM_TEST_GROUPS * c->m : c->m, .cols = c->n, .ld = c->n + pad};
+    DW_TRY(draw_operand(on, &of->a, c));
+    DW_TRY(draw_operand(on, &of->b, c));
     make_result(on, c, &d);
-    uint8_t *bias = c->has_bias ? take(on, (size_t)c->n * 2) : NULL, *there = take(on, sizeof ends);
+    uint8_t *bias = c->has_bias ? dw_gemm_bench_take(on, (size_t)c->n * 2) : NULL,
+            *there = dw_gemm_bench_take(on, sizeof ends);
     of->sums = malloc((size_t)(2 * c->n) * sizeof *of->sums);
     of->bias = malloc((size_t)c->n * sizeof *of->bias);
     of->written = calloc((size_t)d.rows, sizeof *of->written);
     if (on->full || !of->sums || !of->bias || !of->written)
-        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s, %s", on->row->name, on->what);
+        return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s, %s", on->form.name, on->what);
     memcpy(there, ends, sizeof ends);
     for (int64_t j = 0; bias && j < c->n; j++) {
-        uint16_t half = to_bf16(c->exact ? (double)dw_random_between(&on->random, -8, 8) : 256 * (unit(on) - 0.5));
+        uint16_t half = dw_gemm_to_bf16(c->exact ? (double)dw_random_between(&on->random, -8, 8)
+                                                 : 256 * (dw_gemm_bench_unit(on) - 0.5));
         memcpy(bias + 2 * j, &half, sizeof half);
-        of->bias[j] = from_bf16(half);
+        of->bias[j] = dw_gemm_from_bf16(half);
     }
     DW_TRY(run_on_device(on, c, &of->a, &of->b, &d, bias, there));
     for (int i = 0; i < count; i++) {
@@ -449,16 +342,17 @@ static dw_status run_case(bench *on, const gemm_case *c, case_memory *of) {
 
 /* Fills in what a case leaves open and runs it: with a bias, accumulating and neither in turn. A kernel that cannot be
  * started has failed. */
-static dw_status run(bench *on, gemm_case c) {
-    const dw_gemm_sm90_row *row = on->row;
+static dw_status run(dw_gemm_bench *on, dw_gemm_case c, bool has_nan) {
+    const dw_gemm_form *form = &on->form;
     const int64_t turn = on->result->cases++ % 3;
     c.row_layout = dw_random_next(&on->random) & 1;
-    c.has_bias = turn == 0 && row->grouping == DW_GEMM_GROUPED_NONE;
+    c.has_bias = turn == 0 && form->grouping == DW_GEMM_GROUPED_NONE;
     /* Where BF16 is added to, the sum has gone through BF16 before: tested with a tolerance only. */
-    c.accumulate = turn == 1 && row->grouping != DW_GEMM_GROUPED_M && (row->out_f32 || !c.exact);
-    if (row->scale_f32) c.m = round_up(c.m, 4);
-    if (row->scale_f32 && row->b_vector) c.n = round_up(c.n, 4);
-    c.n = round_up(c.n, row->out_f32 ? 4 : 8);
+    c.accumulate =
+        turn == 1 && (form->adds_to_rows || form->grouping != DW_GEMM_GROUPED_M) && (form->out_f32 || !c.exact);
+    c.m = dw_gemm_round_up(c.m, form->m_unit);
+    c.n = dw_gemm_round_up(c.n, form->out_f32 ? 4 : 8);
+    c.nan_row = has_nan ? dw_random_between(&on->random, 0, c.m - 1) : -1;
     snprintf(on->what, sizeof on->what, "%s [%lld, %lld, %lld]%s%s", c.exact ? "integers" : "random", (long long)c.m,
              (long long)c.n, (long long)c.k, c.has_bias ? " with bias" : "", c.accumulate ? ", accumulating" : "");
     case_memory of = {0};
@@ -474,26 +368,27 @@ static dw_status run(bench *on, gemm_case c) {
 }
 
 /* Rows of A in groups: a ragged one, an empty one, a small one, and in `depth` what is left but the last few rows,
- * which belong to none. Or the reduction: of one block, of none, of more than the ring holds, of one. */
-static gemm_case grouped(const bench *on, int64_t m, int64_t n, int64_t depth) {
-    const dw_gemm_sm90_row *row = on->row;
-    gemm_case c = {.m = m, .n = n, .k = depth};
-    if (row->grouping == DW_GEMM_GROUPED_M) {
-        const int64_t sizes[MOST_GROUPS] = {row->tile_m + 5, 0, 3, m > row->tile_m + 30 ? m - row->tile_m - 20 : 0};
+ * which belong to none. Or the reduction: a small group, an empty one, one of more than the ring holds, a small one,
+ * and what belongs to none. */
+static dw_gemm_case grouped(const dw_gemm_form *form, int64_t m, int64_t n, int64_t depth) {
+    const int tile_m = form->tile_m;
+    dw_gemm_case c = {.m = m, .n = n, .k = depth};
+    if (form->grouping == DW_GEMM_GROUPED_M) {
+        const int64_t sizes[DW_GEMM_TEST_GROUPS] = {tile_m + 5, 0, 3, m > tile_m + 30 ? m - tile_m - 20 : 0};
         memcpy(c.sizes, sizes, sizeof sizes);
         c.m = sizes[0] + sizes[2] + sizes[3] + 9;
-    } else if (row->grouping == DW_GEMM_GROUPED_K) {
-        const int64_t sizes[MOST_GROUPS] = {BLOCK, 0, round_up(depth, BLOCK), BLOCK};
+    } else if (form->grouping == DW_GEMM_GROUPED_K) {
+        const int64_t sizes[DW_GEMM_TEST_GROUPS] = {form->group_first, 0, dw_gemm_round_up(depth, form->group_unit),
+                                                    form->group_last};
         memcpy(c.sizes, sizes, sizeof sizes);
         c.k = sizes[0] + sizes[2] + sizes[3] + 48;
     }
     return c;
 }
 
-static dw_status run_shapes(bench *on, bool few) {
-    const dw_gemm_sm90_row *row = on->row;
-    const int64_t tm = row->tile_m, tn = row->tile_n, ring = (row->stages + 1) * (int64_t)BLOCK;
-    const int64_t wide_m = row->multicast == 2 ? tm + 72 : 0, wide_n = row->multicast == 1 ? tn : 0;
+static dw_status run_shapes(dw_gemm_bench *on, bool few) {
+    const int64_t tm = on->form.tile_m, tn = on->form.tile_n, ring = on->form.ring;
+    const int64_t wide_m = on->form.shares_b ? tm + 72 : 0, wide_n = on->form.shares_a ? tn : 0;
     /* For a first use: integers in two tiles along each axis, round the ring, and random numbers in a ragged tile. */
     const int64_t shapes[][3] = {
         {tm + 8 + wide_m, tn + 16 + wide_n, ring + 16},
@@ -510,12 +405,9 @@ static dw_status run_shapes(bench *on, bool few) {
     for (int i = 0; i < (few ? 2 : SHAPES); i++)
         for (int exact = 0; exact < 2; exact++) {
             if (few && exact != (i == 0)) continue;
-            gemm_case c = row->grouping == DW_GEMM_GROUPED_NONE
-                              ? (gemm_case){.m = shapes[i][0], .n = shapes[i][1], .k = shapes[i][2]}
-                              : grouped(on, shapes[i][0], shapes[i][1], shapes[i][2]);
+            dw_gemm_case c = grouped(&on->form, shapes[i][0], shapes[i][1], shapes[i][2]);
             c.exact = exact;
-            c.has_nan = !few && !exact && i % 2;
-            DW_TRY(run(on, c));
+            DW_TRY(run(on, c, !few && !exact && i % 2));
         }
     return DW_OK;
 }
@@ -527,14 +419,14 @@ size_t dw_gemm_selftest_workspace(void) {
 dw_status dw_gemm_selftest(size_t gemm, bool few, uint64_t seed, const dw_selftest_device *device,
                            dw_selftest_result *result) {
     *result = (dw_selftest_result){0};
-    bench on = {.row = dw_gemm_sm90_get(gemm),
-                .index = (int)gemm,
-                .seed = seed,
-                .random = {seed},
-                .device = device,
-                .result = result};
+    const size_t scaled = dw_gemm_sm90_count();
+    dw_gemm_bench on = {.form = gemm < scaled ? dw_gemm_scaled_form(gemm) : dw_gemm_bf16_form(gemm - scaled),
+                        .seed = seed,
+                        .random = {seed},
+                        .device = device,
+                        .result = result};
     uint8_t *memory = malloc(2 * (size_t)WORKSPACE);
-    if (!memory) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on.row->name);
+    if (!memory) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "no memory for the self-test of %s", on.form.name);
     on.before = memory;
     on.after = memory + WORKSPACE;
     dw_status status = dw_cuda_enter(device->id, &on.scope);
@@ -545,6 +437,6 @@ dw_status dw_gemm_selftest(size_t gemm, bool few, uint64_t seed, const dw_selfte
     free(memory);
     if (status == DW_OK && result->mismatches)
         return dw_fail(DW_ERROR_SELFTEST, "kernel %s differs from the reference in %lld elements; first %s",
-                       on.row->name, (long long)result->mismatches, result->first_mismatch);
+                       on.form.name, (long long)result->mismatches, result->first_mismatch);
     return status;
 }

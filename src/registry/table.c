@@ -18,9 +18,11 @@
     void entry(const dw_dequantize_job *job, const dw_tile *tile);
 #include "registry/kernels.inc"
 
-/* The index of each matrix kernel in gemm_sm90.h's list. */
+/* The number of each matrix kernel, see proof.h. */
 enum {
-#define CUDA_GEMM(name, ...) INDEX_##name,
+#define CUDA_GEMM(name, ...) NUMBER_##name,
+#include "registry/kernels.inc"
+#define CUDA_GEMM_BF16(name, ...) NUMBER_##name,
 #include "registry/kernels.inc"
 };
 
@@ -75,7 +77,21 @@ enum {
               .form = "1x128 by " B_TEXT_##b_vector ", " SCALES_##scale_f32 " scales" GROUPS_##grouped                 \
               ", tile " #tile_m "x" #tile_n},                                                                          \
      .device_type = DW_DEVICE_CUDA,                                                                                    \
-     .entry = {.gemm = INDEX_##name_}},
+     .entry = {.gemm = NUMBER_##name_}},
+#define B_LIES_0 "B by rows"
+#define B_LIES_1 "B across"
+#define CUDA_GEMM_BF16(name_, grouped, b_across, multicast, out_f32)                                                   \
+    {.info = {.name = #name_,                                                                                          \
+              .target = "sm90",                                                                                        \
+              .operation = DW_OP_GEMM,                                                                                 \
+              .sources = RESULT_##out_f32,                                                                             \
+              .elements = BIT(DW_BF16),                                                                                \
+              .priority = 20,                                                                                          \
+              .reason = "",                                                                                            \
+              .alignment = 16,                                                                                         \
+              .form = "unscaled" GROUPS_##grouped ", " B_LIES_##b_across ", tile 128x256"},                            \
+     .device_type = DW_DEVICE_CUDA,                                                                                    \
+     .entry = {.gemm = NUMBER_##name_}},
 const dw_kernel_row dw_kernel_table[] = {
 #include "registry/kernels.inc"
 };

@@ -24,7 +24,7 @@ typedef struct dw_kernel_row {
         dw_dequantize_kernel cpu_dequantize;
         dw_quantize_launch launch_quantize;
         dw_dequantize_launch launch_dequantize;
-        size_t gemm; /* index of a matrix kernel, see gemm_sm90.h */
+        size_t gemm; /* number of a matrix kernel, see proof.h */
     } entry;
     dw_row_proofs *proofs;          /* quantizing rows of a GPU only */
     const dw_plugin_kernel *plugin; /* a kernel from outside: its functions stand in for entry */
@@ -85,7 +85,7 @@ typedef struct dw_selftest_part {
 dw_status dw_row_selftest_cuda(dw_context *context, const dw_kernel_row *row, const dw_selftest_part *part,
                                uint64_t seed, const dw_selftest_device *device, dw_selftest_result *result);
 
-/* The same for a matrix kernel, by its index: all shapes, or the `few` that a first use can wait for. */
+/* The same for a matrix kernel, by its number: all shapes, or the `few` that a first use can wait for. */
 dw_status dw_gemm_selftest(size_t gemm, bool few, uint64_t seed, const dw_selftest_device *device,
                            dw_selftest_result *result);
 /* The device memory that needs. */

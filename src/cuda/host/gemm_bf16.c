@@ -1,15 +1,17 @@
 #include "cuda/host/gemm_bf16.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "cuda/device/sm90/gemm_params.h"
 #include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
+#include "registry/proof.h"
 
-/* As in src/cuda/device/sm90/gemm_bf16.cuh. */
-enum { TILE_M = 128, TILE_N = 256, BLOCK_K = 64, STAGES = 4, THREADS = 384, PIECE_BYTES = 64 * 128, BAND = 16 };
+enum { TILE_M = DW_GEMM_BF16_TILE_M, TILE_N = DW_GEMM_BF16_TILE_N, STAGES = DW_GEMM_BF16_STAGES };
+
+/* As in src/cuda/device/sm90/gemm_bf16.cuh; and how many rows of tiles are walked together, which matters little: bands
+ * of 8 and 16 are within a percent of each other (H100, 2026-11-23, docs/measured-facts.md). */
+enum { THREADS = 384, PIECE_BYTES = 64 * 128, BAND = 16 };
 
 #define CUDA_GEMM_BF16(name_, grouped_, b_across_, multicast_, out_f32_)                                               \
     {.name = #name_,                                                                                                   \
@@ -47,9 +49,12 @@ uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row) {
 
 /* ---- the choice ---- */
 
-/* Two blocks that share B read less, but where groups end more of their tile is lost. The tensor core's peak is 2048
- * multiplications a cycle; the shares of it are those that the block-scaled kernels of this tile reach on an H100
- * (2026-11-22, docs/measured-facts.md). */
+/* Two blocks that share B read less: where experts are large that is 1 to 2% (H100, 2026-11-23,
+ * docs/measured-facts.md). Where groups end more of their tile is lost, and they begin and end a tile together, each
+ * waiting for the other: with small experts of uneven size they were up to 7% slower. The tensor core's peak is 2048
+ * multiplications a cycle; the shares of it are those that the block-scaled kernels of this tile reach, and so are the
+ * cycles that a tile of one block costs besides. Those of a pair are set between what groups of 512, where it must not
+ * be taken, and of 4096, where it must be, allow. */
 static double predicted_cycles(const dw_gemm_bf16_row *row, const dw_gemm_bf16_shape *s, int multiprocessors) {
     const double groups = (double)(s->groups > 0 ? s->groups : 1), span_m = row->pair ? 2 * TILE_M : TILE_M;
     const bool along_m = s->grouping == DW_GEMM_GROUPED_M;
@@ -59,22 +64,47 @@ static double predicted_cycles(const dw_gemm_bf16_row *row, const dw_gemm_bf16_s
     const double tiles = groups * down * (double)ceil_div(s->n, TILE_N);
     const int64_t slots = row->pair ? multiprocessors / 2 : multiprocessors;
     const double waves = (double)ceil_div((int64_t)(tiles + 0.999), slots > 0 ? slots : 1);
-    return waves * (TILE_M * TILE_N * k / 2048.0 / (row->pair ? 0.81 : 0.795) + 1300);
+    return waves * (TILE_M * TILE_N * k / 2048.0 / (row->pair ? 0.81 : 0.795) + (row->pair ? 1600 : 1300));
 }
 
-int dw_gemm_bf16_choose(const dw_gemm_bf16_shape *shape, int multiprocessors) {
+bool dw_gemm_bf16_serves(const dw_gemm_bf16_row *row, const dw_gemm_bf16_shape *shape) {
+    return row->grouping == shape->grouping && row->b_across == shape->b_across && row->out_f32 == shape->out_f32;
+}
+
+int dw_gemm_bf16_choose(const dw_gemm_bf16_shape *shape, int multiprocessors, const atomic_uchar *proofs) {
     int best = -1;
     double least = 0;
     for (int i = 0; i < (int)ROWS; i++) {
-        const dw_gemm_bf16_row *row = &rows[i];
-        if (row->grouping != shape->grouping || row->b_across != shape->b_across || row->out_f32 != shape->out_f32)
-            continue;
-        const double cycles = predicted_cycles(row, shape, multiprocessors);
+        if (!dw_gemm_bf16_serves(&rows[i], shape)) continue;
+        if (proofs && atomic_load_explicit(&proofs[i], memory_order_relaxed) == DW_PROOF_REFUTED) continue;
+        const double cycles = predicted_cycles(&rows[i], shape, multiprocessors);
         if (best >= 0 && cycles >= least) continue;
         best = i;
         least = cycles;
     }
     return best;
+}
+
+/* The kernel for the scope's device: `forced` where that is not negative. */
+static dw_status pick(const dw_cuda_scope *scope, const dw_gemm_bf16_shape *shape, int multiprocessors, int forced,
+                      int *row) {
+    *row = forced;
+    if (forced >= 0) {
+        const dw_gemm_bf16_row *wanted = dw_gemm_bf16_get((size_t)forced);
+        if (wanted && dw_gemm_bf16_serves(wanted, shape)) return DW_OK;
+        return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: kernel %s is for other formats than this product's",
+                       wanted ? wanted->name : "(none)");
+    }
+    const size_t first = dw_gemm_sm90_count(); /* their numbers in proof.h follow those */
+    const atomic_uchar *proofs = dw_gemm_proofs(scope->device);
+    do
+        *row = dw_gemm_bf16_choose(shape, multiprocessors, proofs ? proofs + first : NULL);
+    while (*row >= 0 && !dw_gemm_row_prove(first + (size_t)*row, scope->device));
+    if (*row >= 0) return DW_OK;
+    return dw_fail(DW_ERROR_UNSUPPORTED,
+                   "grouped gemm: each kernel for bf16 of these formats failed its self-test on GPU %d; nothing else "
+                   "multiplies such groups there",
+                   scope->device);
 }
 
 /* ---- operands ---- */
@@ -213,23 +243,16 @@ static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
-/* These kernels have not run on a GPU yet and have no self-test before first use: nobody gets them unasked. */
-static dw_status check_wanted(void) {
-    const char *text = getenv("DEEPWELL_UNPROVED");
-    if (text && strcmp(text, "1") == 0) return DW_OK;
-    return dw_fail(DW_ERROR_UNSUPPORTED,
-                   "grouped gemm: the kernels for bf16 have not been proved on a GPU; DEEPWELL_UNPROVED=1 runs them "
-                   "all the same");
-}
-
-static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *args, const call *c, void *stream) {
+static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *args, const call *c, int forced,
+                        void *stream) {
     const dw_gemm_bf16_shape *s = &c->shape;
     int capability = 0, multiprocessors = 0;
     DW_TRY(dw_gemm_sm90_device(scope, &capability, &multiprocessors));
     if (capability != 90)
         return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
                        capability / 10, capability % 10);
-    const int chosen = dw_gemm_bf16_choose(s, multiprocessors);
+    int chosen;
+    DW_TRY(pick(scope, s, multiprocessors, forced, &chosen));
     const dw_gemm_bf16_row *row = &rows[chosen];
     const bool along_m = s->grouping == DW_GEMM_GROUPED_M;
     const void *a = args->a.data.data, *b = args->b.data.data;
@@ -263,14 +286,21 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
     return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
 }
 
-dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream) {
+static dw_status multiply(int forced, const dw_grouped_gemm_args *args, void *stream) {
     call c;
     DW_TRY(prepare(args, &c));
     if (c.shape.groups == 0 || c.shape.m == 0 || c.shape.n == 0) return DW_OK;
-    DW_TRY(check_wanted());
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(args->a.data.device_id, &scope));
-    dw_status status = launch(&scope, args, &c, stream);
+    dw_status status = launch(&scope, args, &c, forced, stream);
     dw_cuda_leave(&scope);
     return status;
+}
+
+dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream) {
+    return multiply(-1, args, stream);
+}
+
+dw_status dw_grouped_gemm_bf16_with_row(int row, const dw_grouped_gemm_args *args, void *stream) {
+    return multiply(row, args, stream);
 }

@@ -15,10 +15,9 @@
 #define BARRIER_BYTES 16 /* of one stage */
 #define SLOT_BYTES 16    /* of one stage: which tile it is of */
 
-enum { SHARES_NOTHING = 0, SHARES_A = 1, SHARES_B = 2 };
-#define MULTICAST_0 SHARES_NOTHING
-#define MULTICAST_A SHARES_A
-#define MULTICAST_B SHARES_B
+#define MULTICAST_0 DW_GEMM_SHARES_NOTHING
+#define MULTICAST_A DW_GEMM_SHARES_A
+#define MULTICAST_B DW_GEMM_SHARES_B
 
 #define CUDA_GEMM(name_, tile_m_, tile_n_, chunk_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_,           \
                   b_vector_, out_f32_, store_buffers_, grouped_)                                                       \
@@ -69,16 +68,16 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
-    return row->multicast == SHARES_NOTHING ? 1 : 2;
+    return row->multicast == DW_GEMM_SHARES_NOTHING ? 1 : 2;
 }
 
 /* Tiles a cluster works on at once span this much of D. */
 static int64_t span_m(const dw_gemm_sm90_row *row) {
-    return row->tile_m * (row->multicast == SHARES_B ? 2 : 1);
+    return row->tile_m * (row->multicast == DW_GEMM_SHARES_B ? 2 : 1);
 }
 
 static int64_t span_n(const dw_gemm_sm90_row *row) {
-    return row->tile_n * (row->multicast == SHARES_A ? 2 : 1);
+    return row->tile_n * (row->multicast == DW_GEMM_SHARES_A ? 2 : 1);
 }
 
 /* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
@@ -91,15 +90,15 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     bool large = row->tile_m * row->tile_n == 128 * 256, three = row->warpgroups == 3;
-    bool pair = row->multicast != SHARES_NOTHING;
+    bool pair = row->multicast != DW_GEMM_SHARES_NOTHING;
     double share = row->b_vector                              ? 0.60
                    : three                                    ? (pair ? 0.835 : 0.816)
                    : large                                    ? (pair ? 0.81 : 0.795)
                    : row->tile_m == 128 && row->tile_n == 128 ? 0.64
                                                               : 0.5;
     double written = three ? (pair ? 1700 : 1000) : large ? 1300 : 800;
-    double a_rows = row->multicast == SHARES_A ? row->tile_m / 2.0 : row->tile_m;
-    double b_rows = row->multicast == SHARES_B ? row->tile_n / 2.0 : row->tile_n;
+    double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
+    double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;
     return (products > copies ? products : copies) + written;
 }
@@ -263,9 +262,9 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
                              .band = choice->band,
                              .accumulate = call->accumulate};
     DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld,
-                       row->multicast == SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));
+                       row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));
     DW_TRY(operand_map(scope, call->b, call->b_rows, call->b_cols, call->b_ld,
-                       row->multicast == SHARES_B ? row->tile_n / 2 : row->tile_n, &p.b));
+                       row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2 : row->tile_n, &p.b));
     if (!s->out_f32) DW_TRY(result_map(scope, call, &p.d));
 
     int64_t cluster = cluster_of(row), slots = multiprocessors / cluster;

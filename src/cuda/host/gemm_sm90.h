@@ -24,6 +24,9 @@ typedef struct dw_gemm_sm90_shape {
     bool out_f32;   /* else BF16 */
 } dw_gemm_sm90_shape;
 
+/* The operand that two neighbouring blocks share. */
+enum { DW_GEMM_SHARES_NOTHING = 0, DW_GEMM_SHARES_A = 1, DW_GEMM_SHARES_B = 2 };
+
 /* Parameters of a kernel: its row in src/registry/kernels.inc. */
 typedef struct dw_gemm_sm90_row {
     const char *name;
