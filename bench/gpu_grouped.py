@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ def run_wgrad(results: Path, rounds: int) -> Path:
 def run_bf16(results: Path, rounds: int) -> Path:
     """grouped_bf16.json: TFLOP/s of experts' three products in BF16, weights [experts, N, K]; grouped_mm is PyTorch's.
     The library's also with uneven groups, and weight gradients in FP32."""
-    os.environ["DEEPWELL_UNPROVED"] = "1"  # the library refuses these kernels unasked
     result = gpu_common.new_result("grouped_bf16")
     bf16 = {"device": DEVICE, "dtype": torch.bfloat16}
     for tokens, experts, n, k in SHAPES:

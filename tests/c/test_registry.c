@@ -14,8 +14,10 @@ static void rows_are_well_formed(void **state) {
     for (size_t i = 0; i < count; i++) {
         dw_kernel_info info;
         ASSERT_OK(dw_kernel_get(context, i, &info));
-        assert_true(info.sources && info.elements && info.blocks);
-        const bool multiplies = info.operation == DW_OP_GEMM;
+        const bool multiplies = info.operation == DW_OP_GEMM, scaled = info.elements != 1u << DW_BF16;
+        assert_true(info.sources && info.elements);
+        assert_int_equal(info.blocks != 0, scaled);
+        if (!scaled) assert_true(multiplies);
         if (!multiplies) assert_true(info.roundings && info.layouts && info.orientations);
         assert_int_equal(*info.form != 0, multiplies);
         assert_int_equal(info.available, !*info.reason);

@@ -20,14 +20,6 @@ F32, BF16 = 0, 2
 GROUP_M, GROUP_K = 0, 1
 DTYPES = {F32: torch.float32, BF16: torch.bfloat16}
 POISON = 7777.0
-
-
-@pytest.fixture(autouse=True)
-def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this the library refuses them: this is where they are proved."""
-    monkeypatch.setenv("DEEPWELL_UNPROVED", "1")
-
-
 SHAPES = ((2048, 8, 512, 1024), (777, 3, 136, 400), (100, 16, 264, 128), (12288, 2, 384, 256), (17, 1, 8, 8))
 
 
