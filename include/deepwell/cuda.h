@@ -143,7 +143,7 @@ typedef enum dw_group_axis {
  * rows of blocks.
  * - GROUP_K: a [M, T], b [N, T], d [G, M, N]; scales as in dw_gemm.
  *
- * bf16 by bf16, unscaled; kernels that have not run on a GPU yet, refused unless DEEPWELL_UNPROVED=1:
+ * bf16 by bf16, unscaled:
  * - GROUP_M: a [T, K] by rows; b by rows or, with its last two strides exchanged, lying as [G, K, N]: forward and data
  *   gradient take the same weights, whichever way they lie. K and N multiples of 8.
  * - GROUP_K: a and b with strides (1, distance), lying as [T, M] and [T, N]: activations and gradients as they are; the
