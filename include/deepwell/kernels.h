@@ -20,8 +20,8 @@ typedef enum dw_orientation {
 
 /* A row of the table as users see it. Matrix kernels (gemm) have no orientations and roundings: `sources` is the type
  * of the result, `elements` that of both operands, `blocks` are those of both, 0 for BF16, which has no scales, and
- * `layouts` is 0 too when the scales are FP32. Masks have bit (1u << value) set for each value of the enumeration served.
- * All strings have static storage or live as long as the context. */
+ * `layouts` is 0 too when the scales are FP32. Masks have bit (1u << value) set for each value of the enumeration
+ * served. All strings have static storage or live as long as the context. */
 typedef struct dw_kernel_info {
     const char *name;   /* grammar: operation_orientation_block__target, see docs/adding-a-kernel.md */
     const char *target; /* "ref", "avx2", "avx512", "sm90", "sm100" */

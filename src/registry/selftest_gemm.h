@@ -33,10 +33,10 @@ typedef struct dw_gemm_form {
     dw_gemm_grouping grouping;
     int tile_m, tile_n;
     int64_t ring; /* steps of the reduction: what its stages hold, and one more */
-    int64_t group_first, group_last,
-        group_unit;          /* of a reduction in groups; the unit: what the others' are multiples of */
-    int m_unit;              /* what M is a multiple of */
-    bool shares_a, shares_b; /* two blocks do, so that they make one tile */
+    /* Of a reduction in groups: the sizes of the first and the last, and what those of others are multiples of. */
+    int64_t group_first, group_last, group_unit;
+    int m_unit;                                  /* what M is a multiple of */
+    bool shares_a, shares_b;                     /* two blocks do, so that they make one tile */
     bool out_f32, scale_f32, b_vector, b_across; /* as in the rows */
     bool adds_to_rows;                           /* accumulation is tested along M too */
     /* Random sums over `k` are off by at most `worst` of their terms' magnitudes, and in norm by `in_norm` of the
