@@ -167,9 +167,11 @@ typedef struct dw_grouped_gemm_args {
     bool accumulate; /* adds into d; a BF16 d is added to what the sums round to, and rounded again */
 } dw_grouped_gemm_args;
 
-/* Multiplies on `stream`. Needs no workspace, never waits for the device and can be captured in a CUDA graph once the
- * same call has been made outside of one. Errors: INVALID_ARGUMENT, UNSUPPORTED (not a Hopper GPU, no driver, formats),
- * DEVICE. */
+/* Multiplies on `stream`. Needs no workspace, and can be captured in a CUDA graph once the same call has been made
+ * outside of one. Never waits for the device but at a kernel's first use on a GPU, which is tested there, in a stream
+ * of its own; one that fails is left out, with a warning, and nothing but the library's own kernels takes its place.
+ * Errors: INVALID_ARGUMENT, UNSUPPORTED (not a Hopper GPU, no driver, formats, or every kernel of these formats failed
+ * its self-test on that GPU), DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 
 /* ---- tuning: which of the library's own Hopper kernels is the fastest for a shape ---- */
@@ -193,9 +195,9 @@ typedef struct dw_gemm_tuned {
  * are overwritten. Before every product the workspace is written; give it the size of the L2 cache
  * (dw_cuda_device_info) so that operands come from memory, as in training; without one they come from wherever they
  * are. Groups are measured as `ends` has them. A choice that shapes alone suggest stays unless another is faster by one
- * percent. Errors: those of dw_gemm, UNSUPPORTED for what the own kernels do not serve or when tuning is off,
- * INVALID_ARGUMENT for a DEEPWELL_TUNING that is nonsense, OUT_OF_MEMORY when more shapes were tuned than are kept
- * (1536 on each device). */
+ * percent. Errors: those of dw_gemm, UNSUPPORTED for what the own kernels do not serve, for groups of bf16, whose
+ * kernels are chosen by shape, or when tuning is off, INVALID_ARGUMENT for a DEEPWELL_TUNING that is nonsense,
+ * OUT_OF_MEMORY when more shapes were tuned than are kept (1536 on each device). */
 DW_API dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned);
 DW_API dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
                                       size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned);

@@ -279,9 +279,11 @@ static void refusals_say_why(void **state) {
     REFUSED(along_k(4, 256, 128, 512, DW_BF16), args.b.data.shape[1] = 500, bad, "reductions");
     for (int i = 0; i < count; i++)
         assert_failure(dw_grouped_gemm(context, &cases[i].args, NULL), cases[i].status, cases[i].part);
+    dw_grouped_gemm_args args = along_m(4, 512, 256, 128, false);
+    dw_gemm_tuned tuned;
+    assert_failure(dw_grouped_gemm_tune(context, &args, NULL, 0, NULL, &tuned), unsupported, "bf16 are not tuned");
     fake->minor[0] = 1;
     fake->major[1] = 10;
-    dw_grouped_gemm_args args = along_m(4, 512, 256, 128, false);
     args.a.data.device_id = args.b.data.device_id = args.d.device_id = 1;
     assert_failure(dw_grouped_gemm(context, &args, NULL), unsupported, "compute capability 9.0");
     assert_int_equal(launches, 0);

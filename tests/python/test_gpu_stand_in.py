@@ -80,12 +80,14 @@ def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) 
     assert all(row["available"] for row in known.values())
     for name, row in known.items():
         tile = name.split("__sm90_")[1].removesuffix("_pair")
-        assert row["form"].startswith("1x128 by ")
+        assert row["form"].startswith("1x128 by " if row["elements"] == ["e4m3"] else "unscaled, ")
         assert row["form"].endswith(f"tile {tile}")
-    name = min(known)
-    done = run("selftest", name, check=False, env=machine)  # a kernel that does nothing
-    assert done.returncode == 1
-    assert "elements differ" in done.stdout
+    kinds = {row["elements"][0]: name for name, row in known.items()}
+    assert set(kinds) == {"e4m3", "bf16"}
+    for name in kinds.values():
+        done = run("selftest", name, check=False, env=machine)  # a kernel that does nothing
+        assert done.returncode == 1
+        assert "elements differ" in done.stdout
     environment = {**machine, "DEEPWELL_LIBCUBLASLT": str(STAND_IN.parent / "none.so")}
     report = json.loads(run("bench", "gemm_*__sm90_*", "--size", 1, "--json", env=environment).stdout)
     assert [row["kernel"] for row in report["rows"]] == list(known)
@@ -95,6 +97,10 @@ def test_matrix_kernels_are_listed_tested_and_measured(machine: dict[str, str]) 
         assert row["tflop_per_s"] == pytest.approx(2 * row["m"] * row["n"] * row["k"] / 1e-4 / 1e12)
         assert row["fraction_of_peak"] == pytest.approx(row["tflop_per_s"] / row["peak_tflop_per_s"])
         assert "cublaslt_tflop_per_s" not in row
+    peaks = {kind: {row["peak_tflop_per_s"] for row in report["rows"] if known[row["kernel"]]["elements"] == [kind]}
+             for kind in kinds}  # fmt: skip
+    assert [len(peak) for peak in peaks.values()] == [1, 1]
+    assert peaks["e4m3"].pop() == pytest.approx(2 * peaks["bf16"].pop())
     text = run("bench", "gemm_nt_e4m3_f32_1x128_128x128_f32*", "--size", 1, env=machine).stdout
     assert text.count("of peak") == sum(name.startswith("gemm_nt_e4m3_f32_1x128_128x128_f32") for name in known)
 

@@ -209,6 +209,9 @@ dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *
                        : !args  ? "args"
                                 : "tuned");
     DW_TRY(dw_gemm_tuning_allowed());
+    if (args->a.data.dtype == DW_BF16)
+        return dw_fail(DW_ERROR_UNSUPPORTED,
+                       "grouped gemm: products of bf16 are not tuned; dw_grouped_gemm chooses their kernel by shape");
     const purpose tuning = {
         .forced = -1, .tuned = tuned, .flush = workspace, .flush_bytes = workspace ? workspace_bytes : 0};
     return grouped_gemm(args, &tuning, stream);
