@@ -18,4 +18,4 @@ emulator=$(command -v qemu-aarch64 || command -v qemu-aarch64-static) && command
     -DCMAKE_FIND_ROOT_PATH="/usr/$triple;/usr/lib/$triple" -DCMAKE_FIND_ROOT_PATH_MODE_LIBRARY=ONLY \
     -DCMAKE_CROSSCOMPILING_EMULATOR="$emulator" -DDEEPWELL_TESTS=ON -DDEEPWELL_CUDA=OFF >/dev/null
 "$bin/cmake" --build $build -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
-"$bin/ctest" --test-dir $build --output-on-failure --no-tests=error -j "$(nproc)"
+DEEPWELL_TEST_EMULATED=1 "$bin/ctest" --test-dir $build --output-on-failure --no-tests=error -j "$(nproc)"
