@@ -30,6 +30,7 @@ PEERS = (
     *(
         "copy",
         "memcpy",
+        "traffic",
         "torch",
         "cublaslt_row",
         "cublaslt_tensor",

@@ -2,7 +2,8 @@
 
 `run` starts one process for each number of threads, because the library's thread count is fixed when it is first
 used; inside it all contenders of a case are interleaved. A speed counts the bytes that the operation must read and
-write once, whoever does it: source, elements and scales.
+write once, whoever does it: source, elements and scales. With one thread the peer `traffic` (traffic.c) reads the
+source and writes the elements' places without arithmetic: what memory allows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +97,53 @@ def memcpy_call(target: torch.Tensor, source: torch.Tensor, threads: int) -> Cal
             future.result()
 
     return call
+
+
+def compile_traffic(folder: Path) -> ctypes.CDLL:
+    """traffic.c, compiled by the system's C compiler."""
+    library = folder / "traffic.so"
+    command = [
+        "cc",
+        "-O3",
+        "-mavx2",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(library),
+        str(Path(__file__).with_name("traffic.c")),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise common.BenchError("no C compiler named cc") from None
+    except subprocess.CalledProcessError as error:
+        raise common.BenchError(f"cc does not compile traffic.c: {error.stderr}") from None
+    loaded = ctypes.CDLL(str(library))
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    loaded.traffic_rows.argtypes = (pointer, size, size, pointer)
+    loaded.traffic_both.argtypes = (pointer, size, size, pointer, pointer)
+    loaded.traffic_rows.restype = loaded.traffic_both.restype = None
+    return loaded
+
+
+def traffic_call(traffic: ctypes.CDLL, orientation: str, x: torch.Tensor) -> tuple[Callable[[], None], int]:
+    """A call that moves the bytes of a quantization of x, and their number. Its outputs are aligned as malloc's large
+    blocks are not, so they are cut from longer ones."""
+    import torch
+
+    def output() -> torch.Tensor:
+        longer = torch.zeros(x.numel() + 64, dtype=torch.uint8)
+        start = -longer.data_ptr() % 64
+        return longer[start : start + x.numel()]
+
+    rows, cols = x.shape
+    outputs = [output() for _ in range(2 if orientation == "both" else 1)]
+    function = traffic.traffic_both if orientation == "both" else traffic.traffic_rows
+
+    def call() -> None:
+        function(x.data_ptr(), rows, cols, *(made.data_ptr() for made in outputs))
+
+    return call, x.nbytes + sum(made.nbytes for made in outputs)
 
 
 def torch_quantize(x: torch.Tensor, block: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,12 +237,23 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
+    from deepwell import _core
+
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     x = torch.randn(options.mebibytes * 2**20 // 2 // COLS, COLS).to(torch.bfloat16)
     copy = torch.zeros_like(x)
     memcpy = memcpy_call(copy, x, options.threads)
     absent: dict[str, str] = {}
+    traffic = None
+    if options.threads == 1:
+        try:
+            if not _core.cpu_info()["has_avx2"] or x.shape[0] % 256:
+                raise common.BenchError("traffic needs AVX2 and a multiple of 256 rows")
+            with tempfile.TemporaryDirectory() as folder:
+                traffic = compile_traffic(Path(folder))
+        except common.BenchError as error:
+            absent["traffic"] = str(error)
     cases = []
     for orientation, block, always in CASES:
         if not (always or options.everything):
@@ -207,8 +267,11 @@ def main() -> None:
                 contenders["compile"] = compiled
             except Exception as error:  # whatever the compiler raises, the peer is absent and the reason is kept
                 absent["compile"] = f"torch.compile: {type(error).__name__}: {error}"
+        moves = {"memcpy": 2 * x.nbytes}
+        if traffic and orientation in ("row", "both"):
+            contenders["traffic"], moves["traffic"] = traffic_call(traffic, orientation, x)
         seconds = common.interleaved(contenders, options.rounds)
-        moves = {name: 2 * x.nbytes if name == "memcpy" else moved for name in seconds}
+        moves = {name: moves.get(name, moved) for name in seconds}
         label = f"dequantize {block}" if orientation == "dequantize" else f"quantize {orientation} {block}"
         cases.append({"label": label, "seconds": seconds, "bytes": moves})
         print(f"  {label}: {moved / seconds['deepwell'] / 1e9:.1f} GB/s", file=sys.stderr, flush=True)

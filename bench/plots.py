@@ -25,6 +25,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w/]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTA
 PEER_NAMES = {
     "copy": "copy",
     "memcpy": "memcpy",
+    "traffic": "traffic alone",
     "torch": "PyTorch",
     "cublaslt_row": "cuBLASLt FP8 row-wise",
     "cublaslt_tensor": "cuBLASLt FP8 tensor-wise",

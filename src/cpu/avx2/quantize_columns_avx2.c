@@ -1,5 +1,5 @@
 /* Transposed quantization with blocks of 32 or 128 elements, alone or with row quantization: the plan is in
- * x86_columns.h, the arithmetic in encode_avx2.h. */
+ * x86_columns.h, for both orientations of BF16 in pieces_avx2.h, the arithmetic in encode_avx2.h. */
 #include "cpu/avx2/kernels_avx2.h"
 #include "cpu/avx2/transpose_avx2.h"
 
@@ -33,6 +33,8 @@ DW_INLINE uint64_t dw_quantize_columns(dw_cell *cell, const dw_encoding *encodin
     return (uint32_t)_mm256_movemask_epi8(dw_in_order(rare));
 }
 
+#include "cpu/avx2/pieces_avx2.h"
+
 void dw_quantize_transposed_1x32__avx2(const dw_quantize_job *job, const dw_tile *tile) {
     dw_quantize_cells_any(job, tile, false, 32);
 }
@@ -41,10 +43,17 @@ void dw_quantize_transposed_1x128__avx2(const dw_quantize_job *job, const dw_til
     dw_quantize_cells_any(job, tile, false, 128);
 }
 
+DW_INLINE void quantize_both(const dw_quantize_job *job, const dw_tile *tile, int64_t block) {
+    if (job->source_dtype == DW_BF16)
+        dw_quantize_pieces(job, tile, block);
+    else
+        dw_quantize_cells_any(job, tile, true, block);
+}
+
 void dw_quantize_both_1x32__avx2(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, true, 32);
+    quantize_both(job, tile, 32);
 }
 
 void dw_quantize_both_1x128__avx2(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, true, 128);
+    quantize_both(job, tile, 128);
 }

@@ -34,20 +34,21 @@ static __attribute__((noinline, cold)) void dw_mend_columns(dw_cell *cell, const
     }
 }
 
-/* Writes the codes of `blocks` blocks of each column. The grid of the transpose has a line for each column; where the
- * codes of a line lie side by side (row and tcgen05 layouts: a cell starts at a multiple of four) they go as one word.
+/* Writes the codes of `blocks` blocks of each of `cols` columns, the first at (row0, col0). The grid of the transpose
+ * has a line for each column; where the codes of a line lie side by side (row and tcgen05 layouts: a cell starts at a
+ * multiple of four) they go as one word.
  */
-DW_INLINE void dw_write_column_codes(const dw_cell *cell, const dw_quantize_job *job, const dw_column_codes *codes,
-                                     int64_t block, int64_t blocks) {
+DW_INLINE void dw_write_column_codes(const dw_quantize_job *job, int64_t row0, int64_t col0, int64_t cols,
+                                     const dw_column_codes *codes, int64_t block, int64_t blocks) {
     const dw_scale_map *map = &job->col_scale;
-    int64_t k = cell->row0 / block;
+    int64_t k = row0 / block;
     if (map->row_stride == 1) {
         for (int64_t b = 0; b < blocks; b++)
-            memcpy(dw_scale_at(map, cell->col0, k + b), codes->code[b], (size_t)cell->cols);
+            memcpy(dw_scale_at(map, col0, k + b), codes->code[b], (size_t)cols);
         return;
     }
-    for (int64_t c = 0; c < cell->cols; c++) {
-        uint8_t *to = dw_scale_at(map, cell->col0 + c, k);
+    for (int64_t c = 0; c < cols; c++) {
+        uint8_t *to = dw_scale_at(map, col0 + c, k);
         if (blocks == 4) {
             uint8_t line[4] = {codes->code[0][c], codes->code[1][c], codes->code[2][c], codes->code[3][c]};
             memcpy(to, line, 4);
@@ -105,7 +106,7 @@ DW_INLINE void dw_quantize_cells(const dw_quantize_job *job, const dw_tile *tile
                 if (DW_RARELY(rare)) dw_mend_columns(&cell, job, c, rare, codes.code[blocks] + c, amax);
             }
         }
-        dw_write_column_codes(&cell, job, &codes, block, blocks);
+        dw_write_column_codes(job, cell.row0, cell.col0, cell.cols, &codes, block, blocks);
         dw_cell_write_columns(&cell, job, stream_columns);
     }
     if (stream_rows || stream_columns) _mm_sfence();
