@@ -1,10 +1,24 @@
-/* What tests of cache files share: the file in a folder, and what is in it. */
+/* What tests that touch the library's cache files share: a folder for them, the file in a folder, what is in it. */
 #ifndef DW_TESTS_CACHE_FOLDER_H
 #define DW_TESTS_CACHE_FOLDER_H
 
 #include <dirent.h>
+#include <stdlib.h>
 
 #include "support.h"
+
+/* A cache folder of the test's own, in which the library then keeps its files. */
+static inline void make_cache(char cache[64]) {
+    snprintf(cache, 64, "/tmp/deepwell-test-XXXXXX");
+    assert_non_null(mkdtemp(cache));
+    setenv("XDG_CACHE_HOME", cache, 1);
+}
+
+static inline void remove_cache(const char *cache) {
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf %.64s", cache);
+    assert_int_equal(system(command), 0);
+}
 
 /* The only file in the folder; false when there is none. */
 static inline bool only_file(const char *folder, char path[512]) {

@@ -18,6 +18,7 @@
 #include "cuda/host/tensor_map.h"
 #include "deepwell/deepwell.h"
 #include "fake/fake_cuda.h"
+#include "stand_in.h"
 
 static fake_cuda_state *fake;
 static fake_set_current_function set_current;
@@ -448,12 +449,7 @@ static void fork_is_noticed(void **state) {
 }
 
 int main(void) {
-    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
-    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
+    void *library = open_stand_in();
     fake = dlsym(library, "fake_cuda");
     *(void **)&set_current = dlsym(library, "fake_set_current");
     *(void **)&get_current = dlsym(library, "fake_get_current");

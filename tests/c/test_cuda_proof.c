@@ -14,6 +14,7 @@
 #include "fake/fake_cuda.h"
 #include "formats/scale_layout.h"
 #include "registry/table.h"
+#include "stand_in.h"
 
 static fake_cuda_state *fake;
 static fake_get_current_function get_current;
@@ -116,9 +117,7 @@ static bool cache_file(char path[512]) {
 static int set_up(void **state) {
     (void)state;
     if (dw_cuda_image_total == 0) return 0;
-    snprintf(cache, sizeof cache, "/tmp/deepwell-test-XXXXXX");
-    assert_non_null(mkdtemp(cache));
-    setenv("XDG_CACHE_HOME", cache, 1);
+    make_cache(cache);
     fake->fail = NULL;
     fake->fail_result = FAKE_RESULT;
     fake->on_launch = NULL;
@@ -135,9 +134,7 @@ static int tear_down(void **state) {
     if (dw_cuda_image_total == 0) return 0;
     dw_set_warning_handler(NULL, NULL);
     dw_context_destroy(context);
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", cache);
-    assert_int_equal(system(command), 0);
+    remove_cache(cache);
     /* Nothing is left on the device or in the thread. */
     assert_int_equal(fake->allocations, 0);
     assert_int_equal(fake->streams, 0);
@@ -460,12 +457,7 @@ static void a_kernel_from_outside_proves_itself_before_its_first_use(void **stat
 }
 
 int main(void) {
-    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
-    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
+    void *library = open_stand_in();
     fake = dlsym(library, "fake_cuda");
     *(void **)&get_current = dlsym(library, "fake_get_current");
     *(void **)&get_capture_mode = dlsym(library, "fake_get_capture_mode");

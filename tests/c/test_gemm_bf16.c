@@ -10,6 +10,7 @@
 #include "cuda/host/images.h"
 #include "fake/fake_cuda.h"
 #include "registry/table.h"
+#include "stand_in.h"
 
 #define H100_MULTIPROCESSORS 132
 #define MOST_SHARED_BYTES 232448
@@ -290,12 +291,7 @@ static void refusals_say_why(void **state) {
 }
 
 int main(void) {
-    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
-    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
+    void *library = open_stand_in();
     if (dw_cuda_image_total == 0) {
         printf("built without device code\n");
         return 0;

@@ -1,6 +1,6 @@
 /* The self-test of the grouped BF16 kernels and what follows from it: against the stand-in driver, whose launches are
  * carried out here from the kernels' own parameters, with one fault or none. */
-#include "support.h"
+#include "cache_folder.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -13,6 +13,7 @@
 #include "cuda/host/images.h"
 #include "fake/fake_cuda.h"
 #include "registry/table.h"
+#include "stand_in.h"
 
 typedef enum fault {
     NONE,
@@ -128,9 +129,7 @@ static void on_launch(const char *symbol, const dw_cu_launch_config *config, voi
 
 static int set_up(void **state) {
     (void)state;
-    snprintf(cache, sizeof cache, "/tmp/deepwell-test-XXXXXX");
-    assert_non_null(mkdtemp(cache));
-    setenv("XDG_CACHE_HOME", cache, 1);
+    make_cache(cache);
     fake->fail = NULL;
     fake->on_launch = on_launch;
     faulty = NULL;
@@ -145,9 +144,7 @@ static int tear_down(void **state) {
     (void)state;
     dw_set_warning_handler(NULL, NULL);
     dw_context_destroy(context);
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", cache);
-    assert_int_equal(system(command), 0);
+    remove_cache(cache);
     assert_int_equal(fake->allocations, 0);
     assert_int_equal(fake->streams, 0);
     return 0;
@@ -337,12 +334,7 @@ static void there_is_no_second_source(void **state) {
 }
 
 int main(void) {
-    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
-    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
+    void *library = open_stand_in();
     if (dw_cuda_image_total == 0) {
         printf("built without device code\n");
         return 0;

@@ -1,6 +1,6 @@
 /* The self-test of the Hopper matrix kernels and what follows from it: against the stand-in driver, whose launches are
  * carried out here from the kernels' own parameters, with one fault or none. */
-#include "support.h"
+#include "cache_folder.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -133,9 +133,7 @@ static void on_launch(const char *symbol, const dw_cu_launch_config *config, voi
 static int set_up(void **state) {
     (void)state;
     if (dw_cuda_image_total == 0) return 0;
-    snprintf(cache, sizeof cache, "/tmp/deepwell-test-XXXXXX");
-    assert_non_null(mkdtemp(cache));
-    setenv("XDG_CACHE_HOME", cache, 1);
+    make_cache(cache);
     fake->fail = NULL;
     fake->fail_times = 0;
     fake->on_launch = on_launch;
@@ -151,9 +149,7 @@ static int tear_down(void **state) {
     if (dw_cuda_image_total == 0) return 0;
     dw_set_warning_handler(NULL, NULL);
     dw_context_destroy(context);
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", cache);
-    assert_int_equal(system(command), 0);
+    remove_cache(cache);
     assert_int_equal(fake->allocations, 0);
     assert_int_equal(fake->streams, 0);
     assert_int_equal(get_capture_mode(), 0);

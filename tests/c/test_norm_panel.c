@@ -9,6 +9,7 @@
 #include "cuda/host/norm_panel.h"
 #include "deepwell/deepwell.h"
 #include "fake/fake_cuda.h"
+#include "stand_in.h"
 
 #define H100_SHARED_BYTES 233472 /* of a multiprocessor; each block takes 1 KiB for the system */
 
@@ -196,12 +197,7 @@ static void clusters_must_fit_the_device(void **state) {
 }
 
 int main(void) {
-    setenv("DEEPWELL_LIBCUDA", FAKE_LIBCUDA, 1);
-    void *library = dlopen(FAKE_LIBCUDA, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
+    void *library = open_stand_in();
     fake = dlsym(library, "fake_cuda");
     fake->on_launch = record;
     if (dw_context_create(NULL, &context) != DW_OK) return 1;
