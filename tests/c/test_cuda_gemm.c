@@ -254,6 +254,7 @@ static void check_product(problem *p) {
 /* What common/scale_decode does, so that decoded scales can be followed through to the product. */
 static void decode_on_cpu(const char *symbol, const dw_cu_launch_config *config, void **arguments) {
     assert_string_equal(symbol, "scale_decode_f32");
+    assert_true(fake_is_programmatic(config));
     dw_scale_decode_params params;
     memcpy(&params, arguments[0], sizeof params);
     for (uint32_t y = 0; y < config->grid[1]; y++) {

@@ -7,6 +7,7 @@
 
 #include "cuda/host/images.h"
 #include "cuda/host/norm_panel.h"
+#include "deepwell/cross_entropy.h"
 #include "deepwell/deepwell.h"
 #include "fake/fake_cuda.h"
 #include "stand_in.h"
@@ -48,6 +49,7 @@ static void record(const char *symbol, const dw_cu_launch_config *config, void *
     assert_in_range(launches, 0, 3);
     snprintf(launched[launches], sizeof launched[launches], "%s", symbol);
     clusters[launches] = 1;
+    assert_true(fake_is_programmatic(config));
     for (unsigned int i = 0; i < config->attribute_count; i++)
         if (config->attributes[i].id == DW_CU_LAUNCH_CLUSTER_DIMENSION)
             clusters[launches] = config->attributes[i].value.cluster[0];
@@ -196,6 +198,24 @@ static void clusters_must_fit_the_device(void **state) {
     fake->largest_cluster = 16;
 }
 
+/* `record` looks at how. Quantization and the other fused kernels take the way of the norms' row kernel. */
+static void the_loss_may_start_early_too(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    const dw_cross_entropy_args args = {.logits = matrix(0, 0, DW_BF16, 16, 1000, 0),
+                                        .dlogits = matrix(1, 0, DW_BF16, 16, 1000, 0),
+                                        .labels = device_memory(2, 0),
+                                        .lse = device_memory(3, 0),
+                                        .loss = device_memory(4, 0),
+                                        .dloss = device_memory(5, 0)};
+    launches = 0;
+    ASSERT_OK(dw_cross_entropy_forward(context, &args, NULL));
+    ASSERT_OK(dw_cross_entropy_backward(context, &args, NULL));
+    assert_int_equal(launches, 2);
+    assert_string_equal(launched[0], "cross_entropy_bf16");
+    assert_string_equal(launched[1], "cross_entropy_backward_bf16");
+}
+
 int main(void) {
     void *library = open_stand_in();
     fake = dlsym(library, "fake_cuda");
@@ -207,6 +227,7 @@ int main(void) {
         cmocka_unit_test(what_copies_cannot_take_goes_to_two_kernels),
         cmocka_unit_test(a_ring_fills_the_device_once),
         cmocka_unit_test(clusters_must_fit_the_device),
+        cmocka_unit_test(the_loss_may_start_early_too),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     dw_context_destroy(context);

@@ -66,7 +66,8 @@ static dw_status launch(dw_cuda_kernel *kernel, const dw_cross_entropy_args *arg
     }
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(logits->device_id, &scope));
-    dw_cuda_launch_config config = {.grid = {(uint32_t)params.rows, splits, 1}, .block = {THREADS, 1, 1}};
+    dw_cuda_launch_config config = {
+        .grid = {(uint32_t)params.rows, splits, 1}, .block = {THREADS, 1, 1}, .programmatic = true};
     void *arguments[] = {&params};
     dw_status status = dw_cuda_launch(&scope, kernel, &config, stream, arguments);
     dw_cuda_leave(&scope);

@@ -32,7 +32,8 @@ static dw_status decode_scales(const dw_cuda_scope *scope, dw_gemm_problem *p, v
     if (jobs == 0) return DW_OK;
     void *arguments[] = {&params};
     dw_cuda_launch_config config = {.grid = {(uint32_t)((most + DECODE_THREADS - 1) / DECODE_THREADS), jobs, 1},
-                                    .block = {DECODE_THREADS, 1, 1}};
+                                    .block = {DECODE_THREADS, 1, 1},
+                                    .programmatic = true};
     return dw_cuda_launch(scope, &scale_decode, &config, stream, arguments);
 }
 

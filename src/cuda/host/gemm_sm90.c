@@ -83,20 +83,21 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 /* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
  * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
  * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
- * memory. */
+ * memory. Pairs are valued by what they reach under load at the power limit, where training runs: there 192x128 loses
+ * 1% against short windows of calls, and 128x256 gains where the reduction is long. */
 #define PEAK 4096.0
 #define L2_BYTES 48.0
 #define MEMORY_BYTES 1700.0
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     bool large = row->tile_m * row->tile_n == 128 * 256, three = row->warpgroups == 3;
-    bool pair = row->multicast != DW_GEMM_SHARES_NOTHING;
+    bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
     double share = row->b_vector                              ? 0.60
-                   : three                                    ? (pair ? 0.835 : 0.816)
-                   : large                                    ? (pair ? 0.81 : 0.795)
+                   : three                                    ? (pair ? 0.827 : 0.816)
+                   : large                                    ? (pair ? (dense ? 0.80 : 0.81) : 0.795)
                    : row->tile_m == 128 && row->tile_n == 128 ? 0.64
                                                               : 0.5;
-    double written = three ? (pair ? 1700 : 1000) : large ? 1300 : 800;
+    double written = three ? (pair ? 1700 : 1000) : large ? (pair && dense ? 1700 : 1300) : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;

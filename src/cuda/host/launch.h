@@ -34,8 +34,8 @@ typedef struct dw_cuda_launch_config {
     uint32_t block[3];     /* threads */
     uint32_t cluster[3];   /* blocks; all zero for none. More than 8 in total are asked for as a non-portable size. */
     uint32_t shared_bytes; /* dynamic shared memory; the limit is raised when needed */
-    bool programmatic;     /* may start before the kernel ahead of it in the stream ends: the kernel must execute
-                              griddepcontrol.wait before it touches what that one wrote */
+    bool programmatic;     /* may start before the kernel ahead of it in the stream ends: every thread must execute
+                              griddepcontrol.wait before it touches memory that another kernel may touch */
 } dw_cuda_launch_config;
 
 /* Puts the kernel on `stream` (a CUstream; NULL is the default stream). `arguments` points at the kernel's parameters

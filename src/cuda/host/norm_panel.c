@@ -78,6 +78,7 @@ static dw_status launch_in(const dw_cuda_scope *scope, dw_block block, const dw_
     *launched = clusters > 0;
     if (!*launched) return DW_OK;
     if (panel->ring && (uint32_t)clusters < panels) config.grid[0] = panel->cluster * (uint32_t)clusters;
+    config.programmatic = true;
     const dw_cuda_tensor_map_spec spec = {.address = params->x,
                                           .extents = {(uint64_t)params->cols, (uint64_t)params->rows},
                                           .strides = {(uint64_t)params->x_ld * 2},

@@ -97,8 +97,10 @@ dw_status dw_cuda_launch_shape(int device, dw_cuda_kernel *kernel, const dw_cuda
                        "%s would need %lld thread blocks, more than the %d of one launch; split the "
                        "matrix into panels of rows",
                        kernel->symbol, (long long)shape->blocks, INT32_MAX);
-    dw_cuda_launch_config config = {
-        .grid = {(uint32_t)shape->blocks, 1, 1}, .block = {shape->threads, 1, 1}, .shared_bytes = shape->shared_bytes};
+    dw_cuda_launch_config config = {.grid = {(uint32_t)shape->blocks, 1, 1},
+                                    .block = {shape->threads, 1, 1},
+                                    .shared_bytes = shape->shared_bytes,
+                                    .programmatic = true};
     void *arguments[] = {params};
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(device, &scope));

@@ -4,6 +4,7 @@
 #define DW_FAKE_CUDA_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "cuda/host/driver_api.h"
@@ -52,6 +53,14 @@ typedef struct fake_cuda_state {
         unsigned char value;
     } memset_last;
 } fake_cuda_state;
+
+/* Whether a launch may start before the kernel ahead of it ends. */
+static inline bool fake_is_programmatic(const dw_cu_launch_config *config) {
+    for (unsigned int i = 0; i < config->attribute_count; i++)
+        if (config->attributes[i].id == DW_CU_LAUNCH_PROGRAMMATIC_SERIALIZATION)
+            return config->attributes[i].value.programmatic != 0;
+    return false;
+}
 
 /* Sets the calling thread's current context (what a program outside Deepwell would do); NULL for none. */
 typedef void (*fake_set_current_function)(fake_context *context);

@@ -104,7 +104,7 @@ DW_DEVICE void forward(const dw_cuda_cross_entropy_params *p, int type) {
             uint4 v[4];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                v[k] = ld_global_nc_no_allocate_v4(row + (u + k * THREADS) * 16);
+                v[k] = ld_global_no_allocate_v4(row + (u + k * THREADS) * 16);
             }
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
@@ -112,7 +112,7 @@ DW_DEVICE void forward(const dw_cuda_cross_entropy_params *p, int type) {
             }
         }
         for (; u < units; u += THREADS) {
-            add_unit(&s, ld_global_nc_no_allocate_v4(row + u * 16), type);
+            add_unit(&s, ld_global_no_allocate_v4(row + u * 16), type);
         }
         tail = units * unit;
     }
@@ -192,10 +192,12 @@ DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
 #define CROSS_ENTROPY(name, type)                                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         cross_entropy_##name(const __grid_constant__ dw_cuda_cross_entropy_params p) {                                 \
+        griddepcontrol_wait();                                                                                         \
         forward(&p, type);                                                                                             \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         cross_entropy_backward_##name(const __grid_constant__ dw_cuda_cross_entropy_params p) {                        \
+        griddepcontrol_wait();                                                                                         \
         backward(&p, type);                                                                                            \
     }
 

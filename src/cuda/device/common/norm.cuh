@@ -41,7 +41,7 @@ DW_DEVICE void load_weights(float w[8], const void *weight, int is_f32, float of
             const float4 b = *(const float4 *)((const float *)weight + col + 4);
             w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
         } else {
-            const uint4 v = ld_global_nc_v4((const uint16_t *)weight + col);
+            const uint4 v = ld_global_v4((const uint16_t *)weight + col);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 w[i] = unit_element(v, i, DW_BF16);

@@ -7,26 +7,26 @@
 #define DW_DEVICE static __device__ __forceinline__
 
 /* Read-only 16 bytes that this kernel touches once: past L1, so that streams do not evict each other there. */
-DW_DEVICE uint4 ld_global_nc_no_allocate_v4(const void *address) {
+DW_DEVICE uint4 ld_global_no_allocate_v4(const void *address) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(address));
     return v;
 }
 
 /* Read-only 16 bytes through L1, for accesses that take a 32-byte sector in two halves. */
-DW_DEVICE uint4 ld_global_nc_v4(const void *address) {
+DW_DEVICE uint4 ld_global_v4(const void *address) {
     uint4 v;
-    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(address));
     return v;
 }
 
-DW_DEVICE uint2 ld_global_nc_no_allocate_v2(const void *address) {
+DW_DEVICE uint2 ld_global_no_allocate_v2(const void *address) {
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
     return v;
 }
 
@@ -128,6 +128,14 @@ DW_DEVICE float rsqrt_approx_f32(float x) {
     float v;
     asm("rsqrt.approx.f32 %0, %1;" : "=f"(v) : "f"(x));
     return v;
+}
+
+/* Until the kernel ahead of this one in the stream has ended and its writes are visible. The library's kernels are all
+ * launched programmatically, so they may start before that: every thread calls this before it touches memory that
+ * another kernel may touch, also where it has nothing else to do, or the kernel behind it could overtake the one ahead.
+ * None says early that the next one may start (docs/measured-facts.md). */
+DW_DEVICE void griddepcontrol_wait(void) {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 /* Barrier number `barrier` of the thread block, for `threads` of its threads. */

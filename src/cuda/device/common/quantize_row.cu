@@ -36,7 +36,7 @@ DW_DEVICE void quantize_row(const dw_cuda_quantize_params *p, int source, int el
         const char *from = (const char *)p->source + (row0 * p->source_ld + col) * (16 / unit);
 #pragma unroll
         for (int i = 0; i < ROWS / ROWS_AT_ONCE; i++) {
-            v[i] = ld_global_nc_no_allocate_v4(from + i * ROWS_AT_ONCE * p->source_ld * (16 / unit));
+            v[i] = ld_global_no_allocate_v4(from + i * ROWS_AT_ONCE * p->source_ld * (16 / unit));
         }
     } else {
 #pragma unroll
@@ -59,6 +59,7 @@ DW_DEVICE void quantize_row(const dw_cuda_quantize_params *p, int source, int el
 
 #define QUANTIZE_ROW(NAME, SOURCE, ELEMENT, BLOCK)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 6) NAME(const __grid_constant__ dw_cuda_quantize_params p) { \
+        griddepcontrol_wait();                                                                                         \
         quantize_row(&p, SOURCE, ELEMENT, BLOCK);                                                                      \
     }
 

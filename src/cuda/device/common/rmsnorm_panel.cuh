@@ -118,6 +118,7 @@ DW_DEVICE void rmsnorm_quantize_panel(const dw_cuda_rmsnorm_panel_params *panel,
 #define RMSNORM_PANEL(NAME, BLOCKS_PER_SM, BLOCK)                                                                      \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, BLOCKS_PER_SM)                                          \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_panel_params p) {                                                 \
+        griddepcontrol_wait();                                                                                         \
         rmsnorm_quantize_panel(&p, BLOCK);                                                                             \
     }
 

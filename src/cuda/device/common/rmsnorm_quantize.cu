@@ -114,6 +114,7 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
 #define RMSNORM_ROW(NAME, BLOCK)                                                                                       \
     extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)                                                       \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
+        griddepcontrol_wait();                                                                                         \
         rmsnorm_quantize_row(&p, BLOCK);                                                                               \
     }
 
@@ -158,6 +159,7 @@ DW_DEVICE void row_statistics(const dw_cuda_rmsnorm_params *p, int row) {
 
 extern "C" __global__ void __launch_bounds__(32 * STATISTICS_WARPS)
     rmsnorm_statistics_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_params p) {
+    griddepcontrol_wait();
     row_statistics(&p, (int)(blockIdx.x * STATISTICS_WARPS + threadIdx.x / 32));
 }
 
@@ -193,6 +195,7 @@ DW_DEVICE void rmsnorm_quantize_tile(const dw_cuda_rmsnorm_params *p, int block)
 #define RMSNORM_TILE(NAME, BLOCK)                                                                                      \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
+        griddepcontrol_wait();                                                                                         \
         rmsnorm_quantize_tile(&p, BLOCK);                                                                              \
     }
 

@@ -193,6 +193,7 @@ DW_DEVICE void rmsnorm_quantize_ring(const dw_cuda_rmsnorm_panel_params *panel, 
 #define RMSNORM_RING(NAME, BLOCK)                                                                                      \
     extern "C" __global__ void __launch_bounds__(TILE_GROUPS *TILE_THREADS, 1)                                         \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_panel_params p) {                                                 \
+        griddepcontrol_wait();                                                                                         \
         rmsnorm_quantize_ring(&p, BLOCK);                                                                              \
     }
 

@@ -22,7 +22,7 @@ DW_DEVICE uint4 load_unit(const void *matrix, int64_t ld, int row, int col, int 
         return make_uint4(0, 0, 0, 0);
     }
     if (vector && col + unit_elements(source) <= cols) {
-        return ld_global_nc_no_allocate_v4(start + (int64_t)col * size);
+        return ld_global_no_allocate_v4(start + (int64_t)col * size);
     }
     return load_unit_partial(start, col, cols, source);
 }

@@ -3,10 +3,12 @@
  * Floor: a scale is 1 byte in and 4 out per 128 (or 16384) elements of the operand, so at most 4% of the operand's own
  * traffic; what counts is the launch, hence one for both operands, one thread per scale, no loop and no shared memory.
  * Neighbouring threads take neighbouring values of the dimension that is contiguous in the output. */
+#include "common/ptx.cuh"
 #include "common/scale_decode_params.h"
 
 extern "C" __global__ void __launch_bounds__(256)
     scale_decode_f32(const __grid_constant__ dw_scale_decode_params params) {
+    griddepcontrol_wait();
     const dw_scale_decode_job &job = params.jobs[blockIdx.y];
     int64_t index = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= job.outer * job.inner_padded) return;

@@ -104,7 +104,7 @@ DW_DEVICE void load_tile(square_tile_units *t, const square_tile_place *at, cons
         for (int i = 0; i < LANE_ROWS; i++) {
 #pragma unroll
             for (int k = 0; k < units; k++) {
-                t->v[i][k] = ld_global_nc_no_allocate_v4(from + i * ld * size + k * 256);
+                t->v[i][k] = ld_global_no_allocate_v4(from + i * ld * size + k * 256);
             }
         }
         return;

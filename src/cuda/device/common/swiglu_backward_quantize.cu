@@ -33,9 +33,9 @@ DW_DEVICE void backward_tile_halves(square_tile_units *t, uint4 up[LANE_ROWS][TI
         if (whole) {
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
-                g[i] = ld_global_nc_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + col);
-                u[i] = ld_global_nc_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + p->inner + col);
-                dy[i] = ld_global_nc_no_allocate_v4(dys + (batch + i) * p->dy_ld + col);
+                g[i] = ld_global_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + col);
+                u[i] = ld_global_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + p->inner + col);
+                dy[i] = ld_global_no_allocate_v4(dys + (batch + i) * p->dy_ld + col);
             }
         } else {
 #pragma unroll
@@ -80,8 +80,8 @@ DW_DEVICE void backward_tile_interleaved(square_tile_units *t, const square_tile
         if (whole) {
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
-                gu[i] = ld_global_nc_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + col);
-                dy[i] = ld_global_nc_no_allocate_v2(dys + (batch + i) * p->dy_ld + col / 2);
+                gu[i] = ld_global_no_allocate_v4(gate_up + (batch + i) * p->gate_up_ld + col);
+                dy[i] = ld_global_no_allocate_v2(dys + (batch + i) * p->dy_ld + col / 2);
             }
         } else {
 #pragma unroll
@@ -162,6 +162,7 @@ DW_DEVICE void swiglu_backward_interleaved(const dw_cuda_swiglu_params *p, int b
 #define SWIGLU_BACKWARD(NAME, BODY, BLOCK)                                                                             \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
+        griddepcontrol_wait();                                                                                         \
         BODY(&p, BLOCK);                                                                                               \
     }
 

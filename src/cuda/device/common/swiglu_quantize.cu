@@ -50,10 +50,8 @@ DW_DEVICE void swiglu_tile(square_tile_units *t, const square_tile_place *at, co
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 const uint16_t *row = from + (batch + i) * p->gate_up_ld;
-                first[i] =
-                    interleaved ? ld_global_nc_v4(row + first_col) : ld_global_nc_no_allocate_v4(row + first_col);
-                second[i] =
-                    interleaved ? ld_global_nc_v4(row + second_col) : ld_global_nc_no_allocate_v4(row + second_col);
+                first[i] = interleaved ? ld_global_v4(row + first_col) : ld_global_no_allocate_v4(row + first_col);
+                second[i] = interleaved ? ld_global_v4(row + second_col) : ld_global_no_allocate_v4(row + second_col);
             }
         } else {
 #pragma unroll
@@ -99,6 +97,7 @@ DW_DEVICE void swiglu_quantize(const dw_cuda_swiglu_params *p, bool interleaved,
 #define SWIGLU_QUANTIZE(NAME, INTERLEAVED, BLOCK)                                                                      \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
+        griddepcontrol_wait();                                                                                         \
         swiglu_quantize(&p, INTERLEAVED, BLOCK);                                                                       \
     }
 

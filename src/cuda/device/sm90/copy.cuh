@@ -80,11 +80,6 @@ DW_DEVICE uint32_t max_u32(uint32_t a, uint32_t b) {
     return v;
 }
 
-/* Until the kernels this one was launched after, programmatically, have ended and their writes are visible. */
-DW_DEVICE void griddepcontrol_wait(void) {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 /* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */
 #define setmaxnreg_dec(registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #registers ";")
 #define setmaxnreg_inc(registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #registers ";")

@@ -182,9 +182,9 @@ DW_DEVICE void copy_end(char *shared, bool tells, ring_place *place) {
 #if !B_VECTOR
 DW_DEVICE float load_scale(const void *scales, int64_t at) {
 #if SCALE_F32
-    return __ldg((const float *)scales + at);
+    return ((const float *)scales)[at];
 #else
-    return scale_from_code(__ldg((const uint8_t *)scales + at));
+    return scale_from_code(((const uint8_t *)scales)[at]);
 #endif
 }
 
@@ -306,7 +306,7 @@ DW_DEVICE void add_bias(const dw_gemm_sm90_params *p, float *sums, int column) {
     for (int j = 0; j < CHUNK_N / 8; j++) {
         int c = column + 8 * j;
         if (c >= p->n) continue;
-        uint32_t two = __ldg((const uint32_t *)((const uint16_t *)p->bias + c));
+        uint32_t two = *(const uint32_t *)((const uint16_t *)p->bias + c);
         float low = __uint_as_float(two << 16), high = __uint_as_float(two & 0xFFFF0000);
         sums[4 * j] += low;
         sums[4 * j + 1] += high;

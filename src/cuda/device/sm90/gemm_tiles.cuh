@@ -53,14 +53,14 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     walk->group = 0;
     walk->group_first = 0;
     walk->begin = 0;
-    walk->end = grouped ? uniform(__ldg(p->ends)) : p->m;
+    walk->end = grouped ? uniform(p->ends[0]) : p->m;
     walk->tiles_m = group_tiles_m(walk, p, grouped);
     int rows_of_tiles = walk->tiles_m;
     if (grouped == GROUPED_K) rows_of_tiles *= p->groups;
     if (grouped == GROUPED_M) {
         int begin = walk->end;
         for (int g = 1; g < p->groups; g++) {
-            int end = __ldg(p->ends + g);
+            int end = p->ends[g];
             rows_of_tiles += (end - begin + span_m - 1) / span_m;
             begin = end;
         }
@@ -79,7 +79,7 @@ DW_DEVICE void walk_to(tile_walk *walk, const dw_gemm_sm90_params *p, int groupe
             walk->group_first += walk->tiles_m * walk->tiles_n;
             walk->group++;
             walk->begin = walk->end;
-            walk->end = uniform(__ldg(p->ends + walk->group));
+            walk->end = uniform(p->ends[walk->group]);
             walk->tiles_m = group_tiles_m(walk, p, grouped);
         }
     int index = at - walk->group_first;
