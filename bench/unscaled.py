@@ -25,13 +25,8 @@ COLUMNS = (
     *("OUT_F32", "STORE_BUFFERS", "GROUPED"),
 )
 ROWS = "gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_"
-# Of which row of the table of kernels each is, and in what it differs from it: pairs of 128x256 tiles share B, the
-# larger operand, which no row of dense products does.
-VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-    "192x128_pair": (f"{ROWS}192x128_pair", {}),
-    "128x256": (f"{ROWS}128x256", {}),
-    "128x256_pair": (f"{ROWS}128x256", {"MULTICAST": "B"}),
-}
+# The row of the table of kernels that each is.
+VARIANTS = {tile: ROWS + tile for tile in ("192x128_pair", "128x256", "128x256_pair")}
 RELEASE = "13."  # of the compiler, as for the library itself
 BLOCK = 128
 
@@ -83,13 +78,13 @@ PROMOTE_128B, PROMOTE_256B = 2, 3
 
 
 def row_of(variant: str) -> dict[str, str]:
-    """The parameters of a variant: those of its row in the table of kernels, with its own changes."""
-    name, changes = VARIANTS[variant]
+    """The parameters of a variant: those of its row in the table of kernels."""
+    name = VARIANTS[variant]
     table = common.ROOT / "src" / "registry" / "kernels.inc"
     found = re.search(rf"^CUDA_GEMM\({name}, ([^)]*)\)$", table.read_text(), re.MULTILINE)
     if found is None:
         raise common.BenchError(f"{table}: no row {name}, which {variant} is made from")
-    return {**dict(zip(COLUMNS, found[1].split(", "), strict=True)), **changes}
+    return dict(zip(COLUMNS, found[1].split(", "), strict=True))
 
 
 def shared_bytes(row: dict[str, str]) -> int:

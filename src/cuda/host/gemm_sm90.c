@@ -83,8 +83,8 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 /* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
  * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
  * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
- * memory. Pairs are valued by what they reach under load at the power limit, where training runs: there 192x128 loses
- * 1% against short windows of calls, and 128x256 gains where the reduction is long. */
+ * memory. Pairs are valued between what they reach in short windows of calls and under load at the power limit, where
+ * 192x128 falls behind and 128x256 gains where the reduction is long. */
 #define PEAK 4096.0
 #define L2_BYTES 48.0
 #define MEMORY_BYTES 1700.0

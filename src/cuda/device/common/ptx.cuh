@@ -6,7 +6,8 @@
 
 #define DW_DEVICE static __device__ __forceinline__
 
-/* Read-only 16 bytes that this kernel touches once: past L1, so that streams do not evict each other there. */
+/* 16 bytes that this kernel touches once: past L1, so that streams do not evict each other there. No load here is .nc,
+ * for which nobody may write the data while the kernel runs: it may start before the kernel that writes them ends. */
 DW_DEVICE uint4 ld_global_no_allocate_v4(const void *address) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -15,7 +16,7 @@ DW_DEVICE uint4 ld_global_no_allocate_v4(const void *address) {
     return v;
 }
 
-/* Read-only 16 bytes through L1, for accesses that take a 32-byte sector in two halves. */
+/* 16 bytes through L1, for accesses that take a 32-byte sector in two halves. */
 DW_DEVICE uint4 ld_global_v4(const void *address) {
     uint4 v;
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
