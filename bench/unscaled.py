@@ -29,6 +29,7 @@ ROWS = "gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_"
 VARIANTS = {tile: ROWS + tile for tile in ("192x128_pair", "128x256", "128x256_pair")}
 RELEASE = "13."  # of the compiler, as for the library itself
 BLOCK = 128
+SCALE_BATCH = 8  # stages whose scales come at once: DW_GEMM_SCALE_BATCH
 
 
 class Unavailable(common.BenchError):
@@ -39,14 +40,14 @@ class Params(c.Structure):
     """dw_gemm_sm90_params of src/cuda/device/sm90/gemm_params.h; the source compiled below compares the two."""
 
     _fields_ = (
-        *((name, c.c_uint64 * 16) for name in ("a", "b", "d")),
-        *((name, c.c_void_p) for name in ("a_scale", "b_scale")),
-        *((name, c.c_int64) for name in ("a_scale_ld", "b_scale_ld", "b_scale_row_step", "b_scale_k_step")),
+        *((name, c.c_uint64 * 16) for name in ("a", "b", "d", "a_scale_map", "b_scale_map")),
+        ("b_scale", c.c_void_p),
+        *((name, c.c_int64) for name in ("b_scale_row_step", "b_scale_k_step")),
         ("out", c.c_void_p),
         ("out_ld", c.c_int64),
         *((name, c.c_void_p) for name in ("bias", "ends")),
         *((name, c.c_int32) for name in ("groups", "m", "n", "k", "band", "accumulate")),
-        ("padding", c.c_uint64 * 3),
+        ("padding", c.c_uint64 * 6),
     )
 
 
@@ -69,8 +70,8 @@ class LaunchConfig(c.Structure):
 
 MAX_DYNAMIC_SHARED = 8  # the driver's numbers, as in src/cuda/host/driver_api.h
 CLUSTER_DIMENSION, PROGRAMMATIC_SERIALIZATION = 4, 6
-TENSOR_UINT8, TENSOR_BFLOAT16 = 0, 9
-SWIZZLE_128B = 3
+TENSOR_UINT8, TENSOR_FLOAT32, TENSOR_BFLOAT16 = 0, 7, 9
+SWIZZLE_NONE, SWIZZLE_128B = 0, 3
 PROMOTE_128B, PROMOTE_256B = 2, 3
 
 
@@ -90,9 +91,9 @@ def row_of(variant: str) -> dict[str, str]:
 def shared_bytes(row: dict[str, str]) -> int:
     """Shared memory of a kernel with FP32 scales, square blocks in B and a BF16 result."""
     tile_m, tile_n, stages = (int(row[name]) for name in ("TILE_M", "TILE_N", "STAGES"))
-    scales = 4 * tile_m + 16 + 16
-    stage = (tile_m + tile_n) * BLOCK + scales + 16 + 16  # with the tile's slot and two barriers
-    return stages * stage + int(row["MATH_WARPGROUPS"]) * int(row["STORE_BUFFERS"]) * 64 * 128
+    scales = SCALE_BATCH * 4 * tile_m + 128 + 16  # of one batch, with its two barriers
+    stage = (tile_m + tile_n) * BLOCK + 16 + 16  # with the tile's slot and two barriers
+    return stages * stage + 2 * scales + int(row["MATH_WARPGROUPS"]) * int(row["STORE_BUFFERS"]) * 64 * 128
 
 
 def source(variant: str) -> str:
@@ -105,6 +106,7 @@ def source(variant: str) -> str:
     lines = [f"#define KERNEL unscaled_{variant}", *(f"#define {name} {value}" for name, value in values.items())]
     facts = {
         "SHARED_BYTES": shared_bytes(row),
+        "SCALE_BATCH": SCALE_BATCH,
         "sizeof(dw_gemm_sm90_params)": c.sizeof(Params),
         **{
             f"offsetof(dw_gemm_sm90_params, {name})": getattr(Params, name).offset
@@ -190,14 +192,22 @@ class Kernel:
         if result != 0:
             raise common.BenchError(f"unscaled kernels: {name} answers {result}")
 
-    def _map(self, target: Any, matrix: torch.Tensor, box: tuple[int, int], kind: int, promotion: int) -> None:
+    def _map(
+        self,
+        target: Any,
+        matrix: torch.Tensor,
+        box: tuple[int, int],
+        kind: int,
+        promotion: int,
+        swizzle: int = SWIZZLE_128B,
+    ) -> None:
         rows, cols = matrix.shape
         stride = matrix.stride(0) * matrix.element_size()
         self._check(
             "cuTensorMapEncodeTiled",
             *(c.byref(target), c.c_int(kind), c.c_uint32(2), c.c_void_p(matrix.data_ptr())),
             *((c.c_uint64 * 2)(cols, rows), (c.c_uint64 * 1)(stride), (c.c_uint32 * 2)(*box), (c.c_uint32 * 2)(1, 1)),
-            *(c.c_int(value) for value in (0, SWIZZLE_128B, promotion, 0)),
+            *(c.c_int(value) for value in (0, swizzle, promotion, 0)),
         )
 
     def product(
@@ -216,10 +226,10 @@ class Kernel:
         tile_m, tile_n = self.row["TILE_M"], self.row["TILE_N"]
         memory = c.create_string_buffer(c.sizeof(Params) + 128)
         p = Params.from_buffer(memory, -c.addressof(memory) % 128)  # the driver writes aligned maps
-        self._map(p.a, a, (BLOCK, tile_m // 2 if self.shares == "A" else tile_m), TENSOR_UINT8, PROMOTE_256B)
+        self._map(p.a, a, (BLOCK, tile_m // 2 if self.shares == "A" else min(tile_m, m)), TENSOR_UINT8, PROMOTE_256B)
         self._map(p.b, b, (BLOCK, tile_n // 2 if self.shares == "B" else tile_n), TENSOR_UINT8, PROMOTE_256B)
         self._map(p.d, out, (64, 64), TENSOR_BFLOAT16, PROMOTE_128B)
-        p.a_scale, p.a_scale_ld = a_scales.data_ptr(), a_scales.stride(0)
+        self._map(p.a_scale_map, a_scales, (tile_m, SCALE_BATCH), TENSOR_FLOAT32, PROMOTE_128B, SWIZZLE_NONE)
         p.b_scale, p.b_scale_row_step, p.b_scale_k_step = b_scales.data_ptr(), b_scales.stride(0), 1
         p.out, p.out_ld = out.data_ptr(), out.stride(0)
         p.m, p.n, p.k, p.groups = m, n, k, 1

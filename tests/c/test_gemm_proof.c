@@ -73,6 +73,11 @@ static void multiply(const dw_gemm_sm90_row *row, const dw_gemm_sm90_params *p, 
     const bool along_m = row->grouping == DW_GEMM_GROUPED_M, along_k = row->grouping == DW_GEMM_GROUPED_K;
     const uint8_t *a = (const uint8_t *)(uintptr_t)p->a.opaque[0], *b = (const uint8_t *)(uintptr_t)p->b.opaque[0];
     const int64_t a_ld = (int64_t)p->a.opaque[11], b_ld = (int64_t)p->b.opaque[11];
+    const void *a_scales = (const void *)(uintptr_t)p->a_scale_map.opaque[0];
+    const void *b_scales = row->b_vector ? (const void *)(uintptr_t)p->b_scale_map.opaque[0] : p->b_scale;
+    const int64_t scale_bytes = row->scale_f32 ? 4 : 1;
+    const int64_t a_scale_ld = (int64_t)p->a_scale_map.opaque[11] / scale_bytes;
+    const int64_t b_scale_ld = (int64_t)p->b_scale_map.opaque[11] / scale_bytes;
     const int64_t row0 = along_k ? 0 : of->begin, row1 = along_k ? p->m : of->end;
     const int64_t k0 = along_k ? of->begin : 0, k1 = along_k ? of->end : p->k;
     const int64_t b_row = along_m ? of->group * p->n : 0, blocks = (p->n + 127) / 128;
@@ -85,10 +90,10 @@ static void multiply(const dw_gemm_sm90_row *row, const dw_gemm_sm90_params *p, 
                 for (int64_t k = block * 128; k < k1 && k < block * 128 + 128; k++)
                     dot += elements[a[i * a_ld + k]] * elements[b[(b_row + j) * b_ld + k]];
                 int64_t a_row = wrong == NEXT_SCALE && i + 1 < p->m ? i + 1 : i;
-                double a_scale = scale_at(row, p->a_scale, block * p->a_scale_ld + a_row);
+                double a_scale = scale_at(row, a_scales, block * a_scale_ld + a_row);
                 int64_t square = (along_m ? of->group * blocks : 0) + j / 128;
-                double b_scale = scale_at(row, p->b_scale,
-                                          row->b_vector ? block * p->b_scale_ld + j
+                double b_scale = scale_at(row, b_scales,
+                                          row->b_vector ? block * b_scale_ld + j
                                                         : square * p->b_scale_row_step + block * p->b_scale_k_step);
                 sum += (double)dot * a_scale * b_scale;
             }

@@ -78,16 +78,21 @@ static const dw_gemm_sm90_row *chosen_for(int64_t m, int64_t n, int64_t k) {
 /* What was measured to win (docs/measured-facts.md) is what is chosen. */
 static void tiles_follow_the_shape(void **state) {
     (void)state;
-    assert_int_equal(chosen_for(8192, 14336, 4096)->tile_m, 192);
-    assert_int_equal(chosen_for(8192, 8192, 8192)->tile_m, 192);
-    assert_int_equal(chosen_for(8192, 4096, 4096)->tile_n, 256);
-    assert_int_equal(chosen_for(4096, 7168, 2048)->tile_n, 256);
-    assert_int_equal(chosen_for(16, 4096, 4096)->tile_m, 64);
-    assert_int_equal(chosen_for(16, 4096, 4096)->tile_n, 64);
-    assert_int_equal(chosen_for(16, 14336, 4096)->tile_n, 128);
-    assert_int_equal(chosen_for(256, 4096, 4096)->tile_m * chosen_for(256, 4096, 4096)->tile_n,
-                     64 * 128); /* one wave */
-    assert_int_equal(chosen_for(512, 4096, 4096)->tile_n, 128);
+    static const struct {
+        int64_t m, n, k;
+        int tile_m, tile_n;
+    } shapes[] = {{8192, 4096, 4096, 128, 256}, {8192, 14336, 4096, 192, 128}, {8192, 4096, 14336, 128, 256},
+                  {8192, 8192, 8192, 192, 128}, {16384, 6144, 2048, 192, 128}, {4096, 7168, 2048, 128, 256},
+                  {16, 4096, 4096, 64, 32},     {64, 4096, 4096, 64, 32},      {128, 4096, 4096, 64, 64},
+                  {256, 4096, 4096, 128, 64},   {512, 4096, 4096, 128, 128},   {16, 14336, 4096, 64, 64},
+                  {64, 14336, 4096, 64, 64},    {128, 14336, 4096, 128, 64},   {256, 14336, 4096, 128, 256},
+                  {512, 14336, 4096, 128, 256}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const dw_gemm_sm90_row *row = chosen_for(shapes[i].m, shapes[i].n, shapes[i].k);
+        print_message("%d x %d x %d: %s\n", (int)shapes[i].m, (int)shapes[i].n, (int)shapes[i].k, row->name);
+        assert_int_equal(row->tile_m, shapes[i].tile_m);
+        assert_int_equal(row->tile_n, shapes[i].tile_n);
+    }
 }
 
 static dw_gemm_args arguments(dw_dtype scale, dw_gemm_scaling b, dw_scale_layout layout, dw_dtype d) {

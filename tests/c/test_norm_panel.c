@@ -32,7 +32,7 @@ static void panels_cover_the_row_and_fit(void **state) {
         const uint32_t ring = DW_CUDA_RING_SLOTS * 32768 + DW_CUDA_RING_SHARED;
         assert_int_equal(p.shared_bytes, p.ring ? ring : (uint32_t)p.block_tiles * 33280 + DW_CUDA_PANEL_SHARED);
         const uint32_t rows_owned = (127 + p.cluster) / p.cluster;
-        assert_true(!p.ring || 2 * p.cluster * rows_owned <= DW_CUDA_RING_PARTIALS);
+        assert_true(!p.ring || p.cluster * rows_owned <= DW_CUDA_RING_PARTIALS);
         assert_true((uint32_t)p.blocks_per_multiprocessor * (p.shared_bytes + 1024) <= H100_SHARED_BYTES);
     }
     assert_false(dw_norm_panel_of(113, &p));
@@ -59,7 +59,7 @@ static void record(const char *symbol, const dw_cu_launch_config *config, void *
         memcpy(&panel, arguments[0], sizeof panel);
         launched_clusters = config->grid[0] / clusters[launches];
         if (!ring) assert_int_equal(launched_clusters, panel.norm.raster.tile_rows);
-        assert_int_equal(config->block[0], ring ? 512 : 256);
+        assert_int_equal(config->block[0], ring ? DW_CUDA_RING_THREADS : 256);
     }
     launches++;
 }

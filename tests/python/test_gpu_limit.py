@@ -89,8 +89,9 @@ class _Driver:
     def cuTensorMapEncodeTiled(self, to: Any, kind: Any, rank: Any, address: Any, *rest: Any) -> int:
         extents, strides, box, steps, interleave, swizzle, promotion, fill = rest
         assert c.addressof(to._obj) % 64 == 0, "the driver wants maps aligned"
-        assert (rank.value, tuple(steps), interleave.value, swizzle.value, fill.value) == (2, (1, 1), 0, 3, 0)
-        self.maps.append((kind.value, address.value, tuple(extents), strides[0], tuple(box), promotion.value))
+        assert (rank.value, tuple(steps), interleave.value, fill.value) == (2, (1, 1), 0, 0)
+        how = (swizzle.value, promotion.value)
+        self.maps.append((kind.value, address.value, tuple(extents), strides[0], tuple(box), how))
         return 0
 
     def cuLaunchKernelEx(self, config: Any, function: Any, arguments: Any, extra: Any) -> int:
@@ -98,7 +99,7 @@ class _Driver:
         kept = (unscaled.LaunchAttribute * config.attribute_count).from_address(config.attributes)
         attributes = {attribute.id: tuple(attribute.value[:3]) for attribute in kept}
         self.launches.append((tuple(config.grid), tuple(config.block), config.shared_bytes, config.stream, attributes))
-        self.params = {name: getattr(params, name) for name, _ in unscaled.Params._fields_[3:-1]}
+        self.params = {name: getattr(params, name) for name, _ in unscaled.Params._fields_[5:-1]}
         return 0
 
 
@@ -113,7 +114,7 @@ class _Driver:
 def test_a_launch_is_the_librarys(
     variant: str, boxes: tuple[int, int], grid: int, threads: int, band: int, cluster: int
 ) -> None:
-    m, n, k, driver = 400, 1000, 400, _Driver()
+    m, n, k, driver, scale_rows = 400, 1000, 400, _Driver(), int(variant.split("x")[0])
     kernel = unscaled.Kernel(variant, b"code", driver)
     a, b = torch.zeros(m, k, dtype=torch.float8_e4m3fn), torch.zeros(n, k, dtype=torch.float8_e4m3fn)
     a_scales, b_scales = torch.ones(4, m), torch.ones(8, 4)
@@ -121,15 +122,16 @@ def test_a_launch_is_the_librarys(
     call = kernel.product(a, a_scales, b, b_scales, out, 20 + (cluster > 1), lambda: 77)
     call()
     assert driver.maps == [
-        (0, a.data_ptr(), (k, m), k, (128, boxes[0]), 3),
-        (0, b.data_ptr(), (k, n), k, (128, boxes[1]), 3),
-        (9, out.data_ptr(), (n, m), 2 * n, (64, 64), 2),
+        (0, a.data_ptr(), (k, m), k, (128, boxes[0]), (3, 3)),
+        (0, b.data_ptr(), (k, n), k, (128, boxes[1]), (3, 3)),
+        (9, out.data_ptr(), (n, m), 2 * n, (64, 64), (3, 2)),
+        (7, a_scales.data_ptr(), (m, 4), 4 * m, (scale_rows, 8), (0, 2)),
     ]
     attributes = {6: (1, 0, 0)} | ({4: (2, 1, 1)} if cluster > 1 else {})
     assert driver.launches == [((grid, 1, 1), (threads, 1, 1), driver.shared, 77, attributes)]
     assert driver.params == {
-        **{"a_scale": a_scales.data_ptr(), "b_scale": b_scales.data_ptr(), "a_scale_ld": m, "b_scale_ld": 0},
-        **{"b_scale_row_step": 4, "b_scale_k_step": 1, "out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None},
+        **{"b_scale": b_scales.data_ptr(), "b_scale_row_step": 4, "b_scale_k_step": 1},
+        **{"out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None},
         **{"groups": 1, "m": m, "n": n, "k": k, "band": band, "accumulate": 0},
     }
 
@@ -195,8 +197,8 @@ def test_contenders_have_the_same_operands(monkeypatch: pytest.MonkeyPatch) -> N
     assert row[1:3] == deep[1:3] == (a, b)
     assert deep[3] is out
     expected = [a.bytes.data_ptr(), b.bytes.data_ptr(), out.data_ptr(), a.scales.data_ptr(), b.scales.data_ptr()]
-    assert [address for _, address, *_ in driver.maps[3:]] == expected[:3], "the second set of buffers"
-    assert [driver.params[name] for name in ("out", "a_scale", "b_scale")] == expected[2:]
+    assert [address for _, address, *_ in driver.maps[4:]] == expected[:4], "the second set of buffers"
+    assert [driver.params[name] for name in ("out", "b_scale")] == [expected[2], expected[4]]
     assert driver.launches[0][3] == 5
 
 

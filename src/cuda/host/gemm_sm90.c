@@ -12,8 +12,9 @@
 #define BLOCK 128
 #define WARPGROUP_THREADS 128
 #define STORE_BYTES (64 * 128)
-#define BARRIER_BYTES 16 /* of one stage */
+#define BARRIER_BYTES 16 /* of one stage, of one batch of scales */
 #define SLOT_BYTES 16    /* of one stage: which tile it is of */
+#define SQUARE_SCALE_BYTES 128
 
 #define MULTICAST_0 DW_GEMM_SHARES_NOTHING
 #define MULTICAST_A DW_GEMM_SHARES_A
@@ -58,13 +59,20 @@ static int64_t ceil_div(int64_t value, int64_t divisor) {
     return (value + divisor - 1) / divisor;
 }
 
+/* Of a box. */
+static int a_scale_rows(const dw_gemm_sm90_row *row) {
+    return DW_GEMM_SCALE_ROWS(row->tile_m, row->grouping == DW_GEMM_GROUPED_M, row->scale_f32 ? 4 : 1);
+}
+
 uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
-    int scale = row->scale_f32 ? 4 : 1;
+    int batch = DW_GEMM_SCALE_BATCH(row->b_vector) * (row->scale_f32 ? 4 : 1);
+    int a_scales = a_scale_rows(row) * DW_GEMM_SCALE_PARTS(row->tile_m, row->grouping == DW_GEMM_GROUPED_M);
     int stage = (row->tile_m + row->tile_n) * BLOCK;
-    int scales = row->tile_m * scale + 16 + (row->b_vector ? row->tile_n * scale : 16);
+    int scales = batch * a_scales + (row->b_vector ? batch * row->tile_n : SQUARE_SCALE_BYTES);
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
-    return (uint32_t)(row->stages * (stage + scales + SLOT_BYTES + BARRIER_BYTES) + stores + sums);
+    return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores +
+                      sums);
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
@@ -83,24 +91,33 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 /* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
  * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
  * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
- * memory. Pairs are valued between what they reach in short windows of calls and under load at the power limit, where
- * 192x128 falls behind and 128x256 gains where the reduction is long. */
+ * memory. What is smaller than 128x256 and 192x128 is there for products of few rows. */
 #define PEAK 4096.0
-#define L2_BYTES 48.0
-#define MEMORY_BYTES 1700.0
+#define L2_BYTES 56.0
+#define MEMORY_BYTES 1800.0
+
+static double share_of_peak(const dw_gemm_sm90_row *row) {
+    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
+    if (row->b_vector) return 0.60;
+    if (row->warpgroups == 3) return 0.792;
+    switch (row->tile_m * row->tile_n) {
+    case 128 * 256: return !pair ? 0.795 : dense ? 0.772 : 0.81;
+    case 128 * 128: return 0.78;
+    case 128 * 64: return row->tile_m == 128 ? 0.59 : 0.51;
+    case 64 * 64: return 0.38;
+    default: return 0.26;
+    }
+}
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
-    bool large = row->tile_m * row->tile_n == 128 * 256, three = row->warpgroups == 3;
-    bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
-    double share = row->b_vector                              ? 0.60
-                   : three                                    ? (pair ? 0.827 : 0.816)
-                   : large                                    ? (pair ? (dense ? 0.80 : 0.81) : 0.795)
-                   : row->tile_m == 128 && row->tile_n == 128 ? 0.64
-                                                              : 0.5;
-    double written = three ? (pair ? 1700 : 1000) : large ? (pair && dense ? 1700 : 1300) : 800;
+    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
+    double written = row->warpgroups == 3                 ? (pair ? 800 : 300)
+                     : row->tile_m * row->tile_n == 32768 ? (pair && dense ? 1000 : 1300)
+                                                          : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;
-    double products = (double)row->tile_m * row->tile_n * k / PEAK / share, copies = (a_rows + b_rows) * k / L2_BYTES;
+    double products = (double)row->tile_m * row->tile_n * k / PEAK / share_of_peak(row);
+    double copies = (a_rows + b_rows) * k / L2_BYTES;
     return (products > copies ? products : copies) + written;
 }
 
@@ -116,7 +133,7 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
     double waves = (double)ceil_div((int64_t)(tiles + 0.999), slots > 0 ? slots : 1);
     double cycles = waves * tile_cycles(row, k);
     double memory = groups * (m * k + (double)s->n * k) / MEMORY_BYTES;
-    return cycles > memory ? cycles : memory + 1e-3 * cycles; /* where memory decides, the less work the better */
+    return cycles > memory ? cycles : memory + 1e-3 * row->tile_m * row->tile_n; /* many small tiles keep memory busy */
 }
 
 int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape) {
@@ -230,6 +247,22 @@ static dw_status operand_map(const dw_cuda_scope *scope, const void *data, int64
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
+/* Of 1x128 scales, a batch of stages at a time. */
+static dw_status scale_map(const dw_cuda_scope *scope, const dw_gemm_sm90_row *row, const void *scales, int64_t ld,
+                           int64_t k, int box_rows, dw_gemm_sm90_map *map) {
+    dw_cuda_tensor_map_spec spec = {
+        .address = scales,
+        .extents = {(uint64_t)ld, (uint64_t)ceil_div(k, BLOCK)},
+        .strides = {(uint64_t)ld * (row->scale_f32 ? 4 : 1)},
+        .box = {(uint32_t)box_rows, DW_GEMM_SCALE_BATCH(row->b_vector)},
+        .rank = 2,
+        .type = row->scale_f32 ? DW_CU_TENSOR_FLOAT32 : DW_CU_TENSOR_UINT8,
+        .swizzle = DW_CU_SWIZZLE_NONE,
+        .promotion = DW_CU_L2_PROMOTE_128B,
+    };
+    return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
+}
+
 static dw_status result_map(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, dw_gemm_sm90_map *map) {
     dw_cuda_tensor_map_spec spec = {.address = call->d,
                                     .extents = {(uint64_t)call->shape.n, (uint64_t)call->d_rows},
@@ -242,14 +275,17 @@ static dw_status result_map(const dw_cuda_scope *scope, const dw_gemm_sm90_call 
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
+/* Rows of A that one copy brings: half a tile's where two blocks share them, and no more than there are. */
+static int a_box_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) {
+    if (row->multicast == DW_GEMM_SHARES_A) return row->tile_m / 2;
+    return s->grouping == DW_GEMM_GROUPED_NONE && s->m < row->tile_m ? (int)s->m : row->tile_m;
+}
+
 dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
                               const dw_gemm_sm90_choice *choice, int multiprocessors, void *stream) {
     const dw_gemm_sm90_shape *s = &call->shape;
     const dw_gemm_sm90_row *row = &rows[choice->row];
-    dw_gemm_sm90_params p = {.a_scale = call->a_scale,
-                             .b_scale = call->b_scale,
-                             .a_scale_ld = call->a_scale_ld,
-                             .b_scale_ld = call->b_scale_ld,
+    dw_gemm_sm90_params p = {.b_scale = call->b_scale,
                              .b_scale_row_step = call->b_scale_row_step,
                              .b_scale_k_step = call->b_scale_k_step,
                              .out = call->d,
@@ -262,10 +298,12 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
                              .k = (int32_t)s->k,
                              .band = choice->band,
                              .accumulate = call->accumulate};
-    DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld,
-                       row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2 : row->tile_m, &p.a));
+    DW_TRY(operand_map(scope, call->a, call->a_rows, call->a_cols, call->a_ld, a_box_rows(row, s), &p.a));
     DW_TRY(operand_map(scope, call->b, call->b_rows, call->b_cols, call->b_ld,
                        row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2 : row->tile_n, &p.b));
+    DW_TRY(scale_map(scope, row, call->a_scale, call->a_scale_ld, call->a_cols, a_scale_rows(row), &p.a_scale_map));
+    if (row->b_vector)
+        DW_TRY(scale_map(scope, row, call->b_scale, call->b_scale_ld, call->b_cols, row->tile_n, &p.b_scale_map));
     if (!s->out_f32) DW_TRY(result_map(scope, call, &p.d));
 
     int64_t cluster = cluster_of(row), slots = multiprocessors / cluster;

@@ -10,7 +10,6 @@
 #define MOST_TILES (DW_CUDA_PANEL_RANKS * RING_TILES)
 #define MOST_DEVICES 32
 #define PANEL_THREADS 256
-#define RING_THREADS 512
 
 static int64_t ceil_div(int64_t value, int64_t divisor) {
     return (value + divisor - 1) / divisor;
@@ -70,7 +69,7 @@ static dw_status launch_in(const dw_cuda_scope *scope, dw_block block, const dw_
                                                                      : &panel_kernels_2[block];
     const uint32_t panels = (uint32_t)params->raster.tile_rows;
     dw_cuda_launch_config config = {.grid = {panel->cluster * panels, 1, 1},
-                                    .block = {panel->ring ? RING_THREADS : PANEL_THREADS, 1, 1},
+                                    .block = {panel->ring ? DW_CUDA_RING_THREADS : PANEL_THREADS, 1, 1},
                                     .cluster = {panel->cluster, 1, 1},
                                     .shared_bytes = panel->shared_bytes};
     int clusters = 0;

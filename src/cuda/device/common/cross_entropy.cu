@@ -193,11 +193,13 @@ DW_DEVICE void backward(const dw_cuda_cross_entropy_params *p, int type) {
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         cross_entropy_##name(const __grid_constant__ dw_cuda_cross_entropy_params p) {                                 \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         forward(&p, type);                                                                                             \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         cross_entropy_backward_##name(const __grid_constant__ dw_cuda_cross_entropy_params p) {                        \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         backward(&p, type);                                                                                            \
     }
 

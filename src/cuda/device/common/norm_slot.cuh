@@ -8,25 +8,6 @@
 #define SLOT_UNITS (TILE * TILE / 8)
 #define SLOT_BYTES (SLOT_UNITS * 16)
 
-/* x + residual of this lane's 8 rows of a tile, also to h. Four rows at a time, for the
- * sake of registers. */
-DW_DEVICE void add_residual(square_tile_units *t, const square_tile_place *at, const dw_cuda_rmsnorm_params *p) {
-    const int row = at->row0 + at->lane_row, col = at->col0 + at->lane_unit * 8;
-#pragma unroll
-    for (int half = 0; half < LANE_ROWS; half += 4) {
-        uint4 residual[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            residual[i] = load_unit(p->residual, p->x_ld, row + half + i, col, at->rows, at->cols, 1, DW_BF16);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            t->v[half + i][0] = add_bf16_units(t->v[half + i][0], residual[i]);
-            store_bf16_unit(p->h, p->x_ld, row + half + i, col, at->rows, at->cols, 1, t->v[half + i][0]);
-        }
-    }
-}
-
 /* This lane's part of a tile in shared memory, rows of 16 units. */
 DW_DEVICE void load_slot(square_tile_units *t, const square_tile_place *at, const uint4 *slot) {
 #pragma unroll
@@ -35,24 +16,36 @@ DW_DEVICE void load_slot(square_tile_units *t, const square_tile_place *at, cons
     }
 }
 
-DW_DEVICE void store_slot(uint4 *slot, const square_tile_place *at, const square_tile_units *t) {
-#pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        slot[(at->lane_row + i) * 16 + at->lane_unit] = t->v[i][0];
-    }
-}
-
-/* A tile from its slot, with the residual added there too, and its squares. */
-DW_DEVICE void gather_tile(float sums[LANE_ROWS], square_tile_units *t, const square_tile_place *at, uint4 *slot,
+/* A tile from its slot: x + residual, where there is one, to h and back to the slot, and the squares onto the sums.
+ * Four rows at a time, for the sake of registers. */
+DW_DEVICE void gather_tile(float sums[LANE_ROWS], const square_tile_place *at, uint4 *slot,
                            const dw_cuda_rmsnorm_params *p) {
-    load_slot(t, at, slot);
-    if (p->residual != NULL) {
-        add_residual(t, at, p);
-        store_slot(slot, at, t);
-    }
+    const int row = at->row0 + at->lane_row, col = at->col0 + at->lane_unit * 8;
+    slot += at->lane_row * 16 + at->lane_unit;
 #pragma unroll
-    for (int i = 0; i < LANE_ROWS; i++) {
-        sums[i] = sum_of_squares(t->v[i][0], sums[i]);
+    for (int half = 0; half < LANE_ROWS; half += 4) {
+        uint4 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[i] = slot[(half + i) * 16];
+        }
+        if (p->residual != NULL) {
+            uint4 residual[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                residual[i] = load_unit(p->residual, p->x_ld, row + half + i, col, at->rows, at->cols, 1, DW_BF16);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                v[i] = add_bf16_units(v[i], residual[i]);
+                store_bf16_unit(p->h, p->x_ld, row + half + i, col, at->rows, at->cols, 1, v[i]);
+                slot[(half + i) * 16] = v[i];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sums[half + i] = sum_of_squares(v[i], sums[half + i]);
+        }
     }
 }
 

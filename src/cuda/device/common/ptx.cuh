@@ -134,9 +134,28 @@ DW_DEVICE float rsqrt_approx_f32(float x) {
 /* Until the kernel ahead of this one in the stream has ended and its writes are visible. The library's kernels are all
  * launched programmatically, so they may start before that: every thread calls this before it touches memory that
  * another kernel may touch, also where it has nothing else to do, or the kernel behind it could overtake the one ahead.
- * None says early that the next one may start (docs/measured-facts.md). */
+ */
 DW_DEVICE void griddepcontrol_wait(void) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* The kernel behind this one in the stream may start once all thread blocks of this one say so or have ended, that is
+ * when all are on their way: it gets to its griddepcontrol_wait while this one ends. */
+DW_DEVICE void griddepcontrol_launch_dependents(void) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* True in one thread of a warp, whose threads are all here. What one thread does alone the compiler takes for uniform
+ * only behind this: behind a comparison with a thread's number every tensor copy becomes a loop over the threads. */
+DW_DEVICE bool elect_one(void) {
+    uint32_t elected;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "elect.sync _|p, 0xFFFFFFFF;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(elected));
+    return elected != 0;
 }
 
 /* Barrier number `barrier` of the thread block, for `threads` of its threads. */
@@ -163,6 +182,10 @@ DW_DEVICE void fence_mbarrier_init(void) {
 DW_DEVICE void mbarrier_arrive_expect_tx(uint64_t *barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
+}
+
+DW_DEVICE void mbarrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 DW_DEVICE void mbarrier_wait_parity(uint64_t *barrier, uint32_t parity) {

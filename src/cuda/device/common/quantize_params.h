@@ -96,8 +96,9 @@ typedef struct dw_cuda_rmsnorm_panel_params {
 #define DW_CUDA_PANEL_TILES 2
 #define DW_CUDA_PANEL_SHARED 8736
 #define DW_CUDA_RING_SLOTS 7
-#define DW_CUDA_RING_PARTIALS 288 /* two groups of 256 threads, ranks times the rows a block owns: 144 at most */
-#define DW_CUDA_RING_SHARED 2896
+#define DW_CUDA_RING_PARTIALS 144 /* ranks times the rows a block owns, at most */
+#define DW_CUDA_RING_SHARED 2272
+#define DW_CUDA_RING_THREADS 768
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when
  * given; dweight partial sums [blocks, cols] in FP32, one row per thread block. */

@@ -60,6 +60,7 @@ DW_DEVICE void quantize_row(const dw_cuda_quantize_params *p, int source, int el
 #define QUANTIZE_ROW(NAME, SOURCE, ELEMENT, BLOCK)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 6) NAME(const __grid_constant__ dw_cuda_quantize_params p) { \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         quantize_row(&p, SOURCE, ELEMENT, BLOCK);                                                                      \
     }
 

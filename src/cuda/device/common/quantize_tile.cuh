@@ -82,6 +82,7 @@ DW_DEVICE void quantize_tile(const dw_cuda_quantize_params *p, bool want_row, bo
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, BLOCKS_PER_SM)                                          \
         NAME(const __grid_constant__ dw_cuda_quantize_params p) {                                                      \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         quantize_tile(&p, ROW, TRANSPOSED, SOURCE, ELEMENT, BLOCK);                                                    \
     }
 

@@ -77,7 +77,7 @@ DW_DEVICE void rmsnorm_quantize_panel(const dw_cuda_rmsnorm_panel_params *panel,
     for (int i = 0; i < tiles; i++) {
         at.col0 = (tile0 + i) * TILE;
         mbarrier_wait_parity(&s->arrived[i], 0);
-        gather_tile(sums, &t, &at, dynamic_shared + i * SLOT_UNITS, p);
+        gather_tile(sums, &at, dynamic_shared + i * SLOT_UNITS, p);
     }
     sum_over_half_warp(sums);
     barrier_cluster_wait(); /* every block's barrier is ready by now */
@@ -119,6 +119,7 @@ DW_DEVICE void rmsnorm_quantize_panel(const dw_cuda_rmsnorm_panel_params *panel,
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, BLOCKS_PER_SM)                                          \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_panel_params p) {                                                 \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         rmsnorm_quantize_panel(&p, BLOCK);                                                                             \
     }
 

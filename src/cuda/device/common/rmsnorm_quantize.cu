@@ -115,6 +115,7 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
     extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)                                                       \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         rmsnorm_quantize_row(&p, BLOCK);                                                                               \
     }
 
@@ -160,6 +161,7 @@ DW_DEVICE void row_statistics(const dw_cuda_rmsnorm_params *p, int row) {
 extern "C" __global__ void __launch_bounds__(32 * STATISTICS_WARPS)
     rmsnorm_statistics_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_params p) {
     griddepcontrol_wait();
+    griddepcontrol_launch_dependents();
     row_statistics(&p, (int)(blockIdx.x * STATISTICS_WARPS + threadIdx.x / 32));
 }
 
@@ -196,6 +198,7 @@ DW_DEVICE void rmsnorm_quantize_tile(const dw_cuda_rmsnorm_params *p, int block)
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_rmsnorm_params p) {                                                       \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         rmsnorm_quantize_tile(&p, BLOCK);                                                                              \
     }
 

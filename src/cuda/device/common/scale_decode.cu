@@ -9,6 +9,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     scale_decode_f32(const __grid_constant__ dw_scale_decode_params params) {
     griddepcontrol_wait();
+    griddepcontrol_launch_dependents();
     const dw_scale_decode_job &job = params.jobs[blockIdx.y];
     int64_t index = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= job.outer * job.inner_padded) return;

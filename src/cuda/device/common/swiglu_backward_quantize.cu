@@ -163,6 +163,7 @@ DW_DEVICE void swiglu_backward_interleaved(const dw_cuda_swiglu_params *p, int b
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         BODY(&p, BLOCK);                                                                                               \
     }
 

@@ -98,6 +98,7 @@ DW_DEVICE void swiglu_quantize(const dw_cuda_swiglu_params *p, bool interleaved,
     extern "C" __global__ void __launch_bounds__(TILE_THREADS, 3)                                                      \
         NAME(const __grid_constant__ dw_cuda_swiglu_params p) {                                                        \
         griddepcontrol_wait();                                                                                         \
+        griddepcontrol_launch_dependents();                                                                            \
         swiglu_quantize(&p, INTERLEAVED, BLOCK);                                                                       \
     }
 

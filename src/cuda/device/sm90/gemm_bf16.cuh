@@ -65,7 +65,7 @@ DW_DEVICE void ring_advance(ring_place *place) {
     }
 }
 
-/* ---- the copying thread ---- */
+/* ---- the copying warp, of which one thread issues copies ---- */
 
 /* One piece of B, or, for both blocks of a cluster, this one's. */
 DW_DEVICE void copy_b_piece(const dw_gemm_sm90_params *p, uint32_t to, int x, int y, int group, uint32_t barrier) {
@@ -86,6 +86,7 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     for (int kb = 0; kb < work->k_blocks; kb++, ring_advance(place)) {
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
+        if (!elect_one()) continue;
         mbarrier_arrive_expect_tx(full + place->stage, STAGE_BYTES);
         const uint32_t barrier = shared_address(full + place->stage);
         const uint32_t a = shared_address(shared) + place->stage * STAGE_BYTES, b = a + A_BYTES;
@@ -286,12 +287,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 
     if (warpgroup == MATH_WARPGROUPS) {
         setmaxnreg_dec(40);
-        if (threadIdx.x % WARPGROUP / 32 == 0)
+        if (uniform(threadIdx.x % WARPGROUP / 32) == 0) {
             for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {
                 walk_to(&walk, &p, GROUPED, at, m_offset, 0, BLOCK_K, &work);
-                if (threadIdx.x % WARPGROUP == 0)
-                    copy_tile(&p, shared, &work, GROUPED == GROUPED_K ? walk.begin : 0, rank, &place);
+                copy_tile(&p, shared, &work, GROUPED == GROUPED_K ? walk.begin : 0, rank, &place);
             }
+            griddepcontrol_launch_dependents();
+        }
     } else {
         setmaxnreg_inc(232);
         for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {

@@ -6,13 +6,15 @@
  * scales. One such addition costs a quarter of its tensor time in issue slots; the other warpgroups' products run
  * meanwhile. Large products are limited by power: what counts is few bytes moved and a tensor core that never waits.
  *
- * Plan: one block per multiprocessor walks over tiles of D. A copying thread keeps STAGES stages of A and B (128 bytes
- * of the reduction each, swizzled) and their scales on the way; where B has square blocks a second warp brings B's
- * scales, one number per stage and chunk, fetched 32 stages ahead, because a load in the multiplying warps would stall
- * them. Which tile it is travels with its first stage, so that the multiplying warps need not compute it. Each of their
- * warpgroups takes its rows of the tile, 64 at a time, by chunks of CHUNK_N columns, and writes them through shared
- * memory with the copy engine while the copying thread is ahead in the next tile. With MULTICAST two neighbouring
- * blocks share the larger operand and load half of it each.
+ * Plan: one block per multiprocessor walks over tiles of D. A copying warp keeps STAGES stages of A and B (128 bytes
+ * of the reduction each, swizzled) on the way, and the scales of SCALE_BATCH stages at a time: a copy of its own for
+ * each stage's took as long to issue as both operands'. Where B has square blocks a second warp brings B's scales, one
+ * number per stage and chunk, because a load in the multiplying warps would stall them. Which tile it is travels with
+ * its first stage, so that the multiplying warps need not compute it. Each of their warpgroups takes its rows of the
+ * tile, 64 at a time, by chunks of CHUNK_N columns, and writes them through shared memory with the copy engine while
+ * the copying warp is ahead in the next tile. With MULTICAST two neighbouring blocks share the larger operand and load
+ * half of it each. Once everything is on its way the next kernel may start; until this one has ended it does no more
+ * than find its first tile.
  *
  * TILE_M, TILE_N   tile of D
  * CHUNK_N          columns multiplied at once: 32, 64 or 128
@@ -44,6 +46,7 @@
 #endif
 
 #define BLOCK_K 128
+#define COPYING_WARPS (B_VECTOR ? 1 : 2)
 #define WARPGROUP 128
 #define THREADS (WARPGROUP * (MATH_WARPGROUPS + 1))
 #define ROW_WARPGROUPS (MATH_WARPGROUPS / K_SPLIT)
@@ -53,28 +56,42 @@
 #define CHUNK_REGISTERS (CHUNK_N / 2)
 #define CLUSTER (MULTICAST ? 2 : 1)
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
-#define SCALES_PER_UNIT (16 / SCALE_BYTES) /* bulk copies start at multiples of 16 bytes */
 
-/* Shared memory: stages, store buffers, scales (each operand's with a unit to spare for groups that start between two
- * units), barriers. */
+/* Shared memory: stages, store buffers, sums to be added to others, two batches of scales in turn, which tile a stage
+ * is of, barriers. */
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
 #define STORE_BYTES (64 * 128)             /* 64 rows of 64 BF16 */
 #define THROUGH_SHARED (STORE_BUFFERS > 0) /* else D is written from registers */
 #define STORE_AT (STAGES * STAGE_BYTES)
-#define A_SCALE_BYTES (TILE_M * SCALE_BYTES + 16)
-#define B_SCALE_BYTES (B_VECTOR ? TILE_N * SCALE_BYTES : 16)
-#define SLOT_AT (A_SCALE_BYTES + B_SCALE_BYTES)
-#define STAGE_SCALE_BYTES (SLOT_AT + TILE_SLOT_BYTES)
 #define REDUCE_AT (STORE_AT + ROW_WARPGROUPS * STORE_BUFFERS * STORE_BYTES)
 #define REDUCE_BYTES ((K_SPLIT - 1) * TILE_M * TILE_N * 4)
+#define SCALE_BATCH DW_GEMM_SCALE_BATCH(B_VECTOR)
+#define A_SCALE_PARTS DW_GEMM_SCALE_PARTS(TILE_M, GROUPED == GROUPED_M)
+#define A_SCALE_ROWS DW_GEMM_SCALE_ROWS(TILE_M, GROUPED == GROUPED_M, SCALE_BYTES)
+#define A_SCALE_BYTES (A_SCALE_PARTS * SCALE_BATCH * A_SCALE_ROWS * SCALE_BYTES)
+#define B_SCALE_BYTES (B_VECTOR ? SCALE_BATCH * TILE_N * SCALE_BYTES : 128)
+#define BATCH_BYTES (A_SCALE_BYTES + B_SCALE_BYTES)
 #define SCALE_AT (REDUCE_AT + REDUCE_BYTES)
-#define BARRIER_AT (SCALE_AT + STAGES * STAGE_SCALE_BYTES)
-#define SHARED_BYTES (BARRIER_AT + STAGES * 16)
+#define SLOT_AT (SCALE_AT + 2 * BATCH_BYTES)
+#define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
+#define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
+#define SHARED_BYTES (SCALE_BARRIER_AT + 2 * 16)
+
+/* Products of fewer rows than a tile has: the copies of A bring no more than there are. */
+#define A_BOX_FITS (!GROUPED && MULTICAST != MULTICAST_A)
 
 #if STAGES % K_SPLIT != 0
 #error "a stage must belong to one of the warpgroups that take turns"
+#endif
+
+#if A_SCALE_PARTS > 1 && A_SCALE_PARTS != ROW_WARPGROUPS
+#error "each warpgroup has a part of the scales"
+#endif
+
+#if SCALE_BATCH * SUB_N * 4 > 128 && !B_VECTOR
+#error "the scales of square blocks have 128 bytes"
 #endif
 
 #if SHARED_BYTES > 232448
@@ -109,6 +126,35 @@ DW_DEVICE void ring_advance(ring_place *place, int stages) {
     }
 }
 
+/* Of the two batches of scales, the one in turn. */
+typedef struct batch_place {
+    int batch;
+    uint32_t phase;
+} batch_place;
+
+DW_DEVICE void batch_advance(batch_place *place) {
+    place->phase ^= (uint32_t)place->batch;
+    place->batch ^= 1;
+}
+
+DW_DEVICE char *batch_scales(char *shared, const batch_place *place) {
+    return shared + SCALE_AT + place->batch * BATCH_BYTES;
+}
+
+/* How far the scales of a tile that begins in a row are from where their copy begins. */
+DW_DEVICE int scale_offset(int row) {
+    return GROUPED == GROUPED_M ? row % (16 / SCALE_BYTES) : 0;
+}
+
+/* The barriers of a batch: its scales are here; they have been read. */
+DW_DEVICE uint64_t *scales_full(char *shared, const batch_place *place) {
+    return (uint64_t *)(shared + SCALE_BARRIER_AT) + place->batch;
+}
+
+DW_DEVICE uint64_t *scales_empty(char *shared, const batch_place *place) {
+    return (uint64_t *)(shared + SCALE_BARRIER_AT) + 2 + place->batch;
+}
+
 /* A tile takes at least one place of the ring for each warpgroup that shares its reduction, and the same number for all
  * of them; places beyond its reduction carry no operands. */
 DW_DEVICE int places_of(int k_blocks) {
@@ -117,35 +163,44 @@ DW_DEVICE int places_of(int k_blocks) {
 
 /* ---- the copying warps ---- */
 
-/* Bytes of a tile's 1x128 scales, from the unit its first lies in; none beyond the last (the products they belong to
- * are of zeros or not kept). */
-DW_DEVICE int scale_copy_bytes(int row, int rows, int64_t ld) {
-    int first = row - row % SCALES_PER_UNIT;
-    int64_t left = ld - first;
-    int wanted = (rows + (row - first) + SCALES_PER_UNIT - 1) / SCALES_PER_UNIT * SCALES_PER_UNIT;
-    return left <= 0 ? 0 : (int)min((int64_t)wanted, left) * SCALE_BYTES;
+/* One warp: the 1x128 scales of the stages from kb on, as many as a batch has. What lies beyond the reduction or the
+ * matrix belongs to products of zeros or to results that are not kept. */
+DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int kb,
+                                  batch_place *place) {
+    uint64_t *full = scales_full(shared, place);
+    mbarrier_wait_parity(scales_empty(shared, place), place->phase ^ 1);
+    if (elect_one()) {
+        const uint32_t to = shared_address(batch_scales(shared, place));
+        mbarrier_arrive_expect_tx(full, A_SCALE_BYTES + (B_VECTOR ? B_SCALE_BYTES : 0));
+#pragma unroll
+        for (int i = 0; i < A_SCALE_PARTS; i++)
+            cp_async_bulk_tensor_2d_load(to + i * (A_SCALE_BYTES / A_SCALE_PARTS), &p->a_scale_map,
+                                         work->a_row - scale_offset(work->a_row) + i * (TILE_M / A_SCALE_PARTS),
+                                         work->k_block + kb, shared_address(full));
+        if (B_VECTOR)
+            cp_async_bulk_tensor_2d_load(to + A_SCALE_BYTES, &p->b_scale_map, work->b_row, work->k_block + kb,
+                                         shared_address(full));
+    }
+    batch_advance(place);
 }
 
-/* One thread: A, B and the 1x128 scales of every stage of a tile. */
-DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank,
-                         ring_place *place) {
+/* One warp, of which one thread issues copies: A, B and the 1x128 scales of every stage of a tile. */
+DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, ring_place *place,
+                         batch_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
-    const int a_scales = scale_copy_bytes(work->a_row, TILE_M, p->a_scale_ld);
-    const int b_scales = B_VECTOR ? scale_copy_bytes(work->b_row, TILE_N, p->b_scale_ld) : 0;
-    const char *a_scale = (const char *)p->a_scale +
-                          (work->k_block * p->a_scale_ld + (work->a_row - work->a_row % SCALES_PER_UNIT)) * SCALE_BYTES;
-    const char *b_scale = (const char *)p->b_scale + (work->k_block * p->b_scale_ld + work->b_row) * SCALE_BYTES;
+    const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
     const tile_slot slot = {work->row, work->column, work->row_end, work->k_blocks};
     for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
-        char *scales = shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES;
+        if (kb % SCALE_BATCH == 0 && kb < work->k_blocks) copy_vector_scales(p, shared, work, kb, batch);
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
-        if (kb < K_SPLIT) *(tile_slot *)(scales + SLOT_AT) = slot;
+        if (!elect_one()) continue;
+        if (kb < K_SPLIT) *(tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES) = slot;
+        uint32_t barrier = shared_address(full + place->stage);
         if (kb >= work->k_blocks) {
-            mbarrier_arrive(shared_address(full + place->stage));
+            mbarrier_arrive(barrier);
             continue;
         }
-        mbarrier_arrive_expect_tx(full + place->stage, STAGE_BYTES + a_scales + b_scales);
-        uint32_t barrier = shared_address(full + place->stage);
+        mbarrier_arrive_expect_tx(full + place->stage, a_bytes + B_BYTES);
         uint32_t a = shared_address(shared) + place->stage * STAGE_BYTES, b = a + A_BYTES;
         int column = (work->k_block + kb) * BLOCK_K;
 #if MULTICAST == MULTICAST_A
@@ -160,27 +215,23 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
 #else
         cp_async_bulk_tensor_2d_load(b, &p->b, column, work->b_row, barrier);
 #endif
-        if (a_scales > 0) cp_async_bulk_shared_global(scales, a_scale, a_scales, full + place->stage);
-        if (b_scales > 0) cp_async_bulk_shared_global(scales + A_SCALE_BYTES, b_scale, b_scales, full + place->stage);
-        a_scale += p->a_scale_ld * SCALE_BYTES;
-        b_scale += p->b_scale_ld * SCALE_BYTES;
     }
 }
 
-/* Tells the multiplying warps that there are no more tiles. Every thread that completes stages calls it; one `tells`.
- */
-DW_DEVICE void copy_end(char *shared, bool tells, ring_place *place) {
+/* The same warp, after the last tile. Tells the multiplying warps that there are no more. */
+DW_DEVICE void copy_end(char *shared, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
+    griddepcontrol_launch_dependents();
     for (int i = 0; i < K_SPLIT; i++, ring_advance(place, 1)) {
-        tile_slot *slot = (tile_slot *)(shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES + SLOT_AT);
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
-        if (tells) slot->k_blocks = -1;
+        if (!elect_one()) continue;
+        ((tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES))->k_blocks = -1;
         mbarrier_arrive(shared_address(full + place->stage));
     }
 }
 
 #if !B_VECTOR
-DW_DEVICE float load_scale(const void *scales, int64_t at) {
+DW_DEVICE float load_scale(const void *scales, int at) {
 #if SCALE_F32
     return ((const float *)scales)[at];
 #else
@@ -188,42 +239,58 @@ DW_DEVICE float load_scale(const void *scales, int64_t at) {
 #endif
 }
 
-/* One warp: the scales of B's square blocks, one for each chunk of columns. Lane l has those of stages l, l + 32, ...
- */
+/* One warp: the scales of B's square blocks, one for each chunk of columns. Lane l has those of stage l of a batch, and
+ * those of the next batch on the way. */
 DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int lane,
-                                  ring_place *place) {
-    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
-    int64_t at[SUB_N];
-    float ahead[SUB_N], now[SUB_N];
+                                  batch_place *place) {
+    int at[SUB_N]; /* a grid of 2^31 blocks would be of 2^45 elements */
+    float ahead[SUB_N];
 #pragma unroll
     for (int i = 0; i < SUB_N; i++) {
         int block = min(work->column + i * CHUNK_N, p->n - 1) / 128;
         if (GROUPED == GROUPED_M) block += work->group * ((p->n + 127) / 128);
-        at[i] = block * p->b_scale_row_step + (work->k_block + lane) * p->b_scale_k_step;
-        now[i] = 0.0f;
-        ahead[i] = lane < work->k_blocks ? load_scale(p->b_scale, at[i]) : 0.0f;
+        at[i] = block * (int)p->b_scale_row_step + (work->k_block + lane) * (int)p->b_scale_k_step;
+        ahead[i] = lane < min(SCALE_BATCH, work->k_blocks) ? load_scale(p->b_scale, at[i]) : 0.0f;
     }
-    for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
-        if (kb % 32 == 0) {
+    for (int kb = 0; kb < work->k_blocks; kb += SCALE_BATCH, batch_advance(place)) {
+        float *to = (float *)(batch_scales(shared, place) + A_SCALE_BYTES) + lane * SUB_N;
+        mbarrier_wait_parity(scales_empty(shared, place), place->phase ^ 1);
 #pragma unroll
-            for (int i = 0; i < SUB_N; i++) {
-                now[i] = ahead[i];
-                at[i] += 32 * p->b_scale_k_step;
-                if (kb + 32 + lane < work->k_blocks) ahead[i] = load_scale(p->b_scale, at[i]);
-            }
+        for (int i = 0; i < SUB_N; i++) {
+            if (lane < SCALE_BATCH) to[i] = ahead[i];
+            at[i] += SCALE_BATCH * (int)p->b_scale_k_step;
+            if (lane < SCALE_BATCH && kb + SCALE_BATCH + lane < work->k_blocks)
+                ahead[i] = load_scale(p->b_scale, at[i]);
         }
-        mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
-        if (lane == kb % 32) {
-            float *to = (float *)(shared + SCALE_AT + place->stage * STAGE_SCALE_BYTES + A_SCALE_BYTES);
-#pragma unroll
-            for (int i = 0; i < SUB_N; i++)
-                to[i] = now[i];
-            mbarrier_arrive(shared_address(full + place->stage));
-        }
-        __syncwarp(); /* a lane rounds behind would take a barrier's next phase for the one it waits for */
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(shared_address(scales_full(shared, place)));
     }
 }
 #endif
+
+/* All tiles of a copying warp. */
+DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
+    const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
+    const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+    bool waits = !GROUPED;
+    ring_place place = {0, 0};
+    batch_place batch = {0, 0};
+    tile_walk walk;
+    walk_start(&walk, p, GROUPED, TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1),
+               TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1));
+    for (int at = blockIdx.x / CLUSTER; at < walk.total; at += gridDim.x / CLUSTER) {
+        tile_work work;
+        walk_to(&walk, p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
+        if (waits) griddepcontrol_wait();
+        waits = false;
+        if (warp == 0) copy_tile(p, shared, &work, rank, &place, &batch);
+#if !B_VECTOR
+        if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
+#endif
+    }
+    if (waits) griddepcontrol_wait();
+    if (warp == 0) copy_end(shared, &place);
+}
 
 /* ---- the multiplying warpgroups ---- */
 
@@ -461,10 +528,18 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 typedef struct math_state {
     uint32_t a_low, b_low; /* descriptors of its operands in stage 0 */
     ring_place place;
+    batch_place batch;
 } math_state;
 
 DW_DEVICE void wait_for_stage(char *shared, const ring_place *place) {
     mbarrier_wait_parity((uint64_t *)(shared + BARRIER_AT) + place->stage, place->phase);
+}
+
+/* This warpgroup has read what it needs of the batch in turn. */
+DW_DEVICE void release_batch(char *shared, batch_place *place) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(scales_empty(shared, place)));
+    batch_advance(place);
 }
 
 /* The stage is read: it may be filled again. */
@@ -477,40 +552,44 @@ DW_DEVICE void release_stage(char *shared, int stage) {
 }
 
 #if ADD_UP
-/* One stage: its products, scaled, onto `sums`. The scales are read before the products are begun: read meanwhile, they
- * would hold back some of the four instructions. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int row, math_state *m) {
+/* One stage, number i of its batch of scales, of the tile that begins in a row: its products, scaled, onto `sums`. The
+ * scales are read before the products are begun: read meanwhile, they would hold back some of the four instructions. */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int row, int i,
+                              math_state *m) {
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
     const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
     const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
-    const char *scales = shared + SCALE_AT + m->place.stage * STAGE_SCALE_BYTES;
-    const int group_offset = GROUPED == GROUPED_M ? row % SCALES_PER_UNIT : 0;
-    const int a_scale_at = warpgroup % ROW_WARPGROUPS * (64 * SUB_M) + 16 * (thread / 32) + lane / 4 + group_offset;
-    const int b_scale_at = 2 * (lane % 4) * SCALE_BYTES;
+    const char *scales = batch_scales(shared, &m->batch), *b_scales = scales + A_SCALE_BYTES;
+    const int a_rows = warpgroup % ROW_WARPGROUPS * (A_SCALE_PARTS > 1 ? SCALE_BATCH * A_SCALE_ROWS : 64 * SUB_M);
+    const int a_scale_at = a_rows + i * A_SCALE_ROWS + 16 * (thread / 32) + lane / 4 + scale_offset(row);
+    const int b_scale_at = (i * TILE_N + 2 * (lane % 4)) * SCALE_BYTES;
     float products[CHUNK_REGISTERS];
     stage_scales s;
+    wait_for_stage(shared, &m->place);
 #pragma unroll
-    for (int i = 0; i < SUB_M; i++) {
-        s.a[i][0] = shared_scale(scales, a_scale_at + 64 * i);
-        s.a[i][1] = shared_scale(scales, a_scale_at + 64 * i + 8);
+    for (int j = 0; j < SUB_M; j++) {
+        s.a[j][0] = shared_scale(scales, a_scale_at + 64 * j);
+        s.a[j][1] = shared_scale(scales, a_scale_at + 64 * j + 8);
     }
 #pragma unroll
-    for (int i = 0; i < SUB_N; i++)
-        s.b[i] = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i];
+    for (int j = 0; j < SUB_N; j++)
+        s.b[j] = B_VECTOR ? 1.0f : ((const float *)b_scales)[i * SUB_N + j];
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
         const int i_m = sub / SUB_N, i_n = sub % SUB_N;
         multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
         wgmma_wait_group_0();
-        const char *columns = scales + A_SCALE_BYTES + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
+        const char *columns = b_scales + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
         if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
         if (sub == SUBS - 1) release_stage(shared, m->place.stage);
         if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
     }
+    ring_advance(&m->place, K_SPLIT);
 }
 #else
 /* One stage: its products as they are onto `sums`, both chunks begun before the first is waited for. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, math_state *m) {
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int, int, int, math_state *m) {
+    wait_for_stage(shared, &m->place);
     const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
     const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
 #pragma unroll
@@ -518,14 +597,15 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, m
         multiply(sums[sub], a_low + sub / SUB_N * (64 * BLOCK_K / 16), b_low + sub % SUB_N * (CHUNK_N * BLOCK_K / 16));
     wgmma_wait_group_0();
     release_stage(shared, m->place.stage);
+    ring_advance(&m->place, K_SPLIT);
 }
 #endif
 
 /* Iterations of the loop over stages that are laid out one after the other: what one adds up is then mixed with asking
- * for the next one's stage, and no branch stands between them. As many as the registers allow. */
+ * for the next one's stage, and no branch stands between them. As many as the registers allow, up to a batch. */
 #if K_SPLIT > 1 || (MULTICAST && MATH_WARPGROUPS == 3) || (GROUPED == GROUPED_K && OUT_F32) || (B_VECTOR && !OUT_F32)
 #define UNROLLED_STAGES 1
-#elif GROUPED == GROUPED_K
+#elif GROUPED == GROUPED_K || B_VECTOR
 #define UNROLLED_STAGES 4
 #else
 #define UNROLLED_STAGES 8
@@ -541,9 +621,11 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
     m.b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
     m.place.stage = turn;
     m.place.phase = 0;
+    m.batch.batch = 0;
+    m.batch.phase = 0;
     for (;;) {
         wait_for_stage(shared, &m.place);
-        const tile_slot tile = *(const tile_slot *)(shared + SCALE_AT + m.place.stage * STAGE_SCALE_BYTES + SLOT_AT);
+        const tile_slot tile = *(const tile_slot *)(shared + SLOT_AT + m.place.stage * TILE_SLOT_BYTES);
         const int k_blocks = uniform(tile.k_blocks);
         if (k_blocks < 0) break;
         float sums[SUBS][CHUNK_REGISTERS];
@@ -552,15 +634,18 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
 #pragma unroll
             for (int i = 0; i < CHUNK_REGISTERS; i++)
                 sums[sub][i] = 0.0f;
+        for (int left = k_blocks; left > 0; left -= SCALE_BATCH) {
+            mbarrier_wait_parity(scales_full(shared, &m.batch), m.batch.phase);
+            if (UNROLLED_STAGES > 1 && left >= SCALE_BATCH) {
 #pragma unroll unrolled_stages
-        for (int kb = turn; kb < k_blocks; kb += K_SPLIT) {
-            wait_for_stage(shared, &m.place);
-#if ADD_UP
-            multiply_stage(sums, shared, warpgroup, tile.row, &m);
-#else
-            multiply_stage(sums, shared, &m);
-#endif
-            ring_advance(&m.place, K_SPLIT);
+                for (int i = 0; i < SCALE_BATCH; i++)
+                    multiply_stage(sums, shared, warpgroup, tile.row, i, &m);
+            } else {
+#pragma unroll 1
+                for (int i = turn; i < min(left, SCALE_BATCH); i += K_SPLIT)
+                    multiply_stage(sums, shared, warpgroup, tile.row, i, &m);
+            }
+            release_batch(shared, &m.batch);
         }
         /* this warpgroup's place without operands, if it has one */
         if (places_of(k_blocks) - k_blocks > K_SPLIT - 1 - turn) {
@@ -589,14 +674,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     if (threadIdx.x == 0) {
         uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
         for (int s = 0; s < STAGES; s++) {
-            mbarrier_init(full + s, B_VECTOR ? 1 : 2);
+            mbarrier_init(full + s, 1);
             mbarrier_init(empty + s, CLUSTER * ROW_WARPGROUPS * 4);
+        }
+        for (batch_place b = {0, 0}; b.batch < 2; b.batch++) {
+            mbarrier_init(scales_full(shared, &b), B_VECTOR ? 1 : 2);
+            mbarrier_init(scales_empty(shared, &b), MATH_WARPGROUPS * 4);
         }
         fence_mbarrier_init();
     }
     if (threadIdx.x == MATH_WARPGROUPS * WARPGROUP) { /* while the kernel before this one ends */
         prefetch_tensormap(&p.a);
         prefetch_tensormap(&p.b);
+        prefetch_tensormap(&p.a_scale_map);
         if (THROUGH_SHARED) prefetch_tensormap(&p.d);
     }
 #if MULTICAST
@@ -606,9 +696,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     __syncthreads();
 #endif
 
-    /* What the kernel before this one in the stream wrote may be read, and what it read may be written, from here on.
-     */
-    griddepcontrol_wait();
+    /* What the kernel before this one in the stream wrote may be read, and what it read may be written, from
+     * griddepcontrol_wait on. */
     if (warpgroup == MATH_WARPGROUPS) {
 #if MATH_WARPGROUPS == 4
         setmaxnreg_dec(40);
@@ -617,25 +706,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_dec(40);
 #endif
-        const int thread = threadIdx.x % WARPGROUP, warp = thread / 32;
-        if (warp < (B_VECTOR ? 1 : 2)) {
-            const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
-            const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
-            const int step = gridDim.x / CLUSTER;
-            ring_place place = {0, 0};
-            tile_walk walk;
-            tile_work work;
-            walk_start(&walk, &p, GROUPED, TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1),
-                       TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1));
-            for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {
-                walk_to(&walk, &p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
-#if !B_VECTOR
-                if (warp == 1) copy_square_scales(&p, shared, &work, thread % 32, &place);
-#endif
-                if (thread == 0) copy_tile(&p, shared, &work, rank, &place);
-            }
-            if (thread % 32 == 0) copy_end(shared, warp == 0, &place);
-        }
+        const int warp = uniform(threadIdx.x % WARPGROUP / 32);
+        if (GROUPED || warp >= COPYING_WARPS) griddepcontrol_wait(); /* what is grouped reads first where groups end */
+        if (warp < COPYING_WARPS) copy_tiles(&p, shared, warp, rank);
     } else {
 #if MATH_WARPGROUPS == 4
         setmaxnreg_inc(104);
@@ -644,6 +717,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #elif MATH_WARPGROUPS == 2
         setmaxnreg_inc(232);
 #endif
+        griddepcontrol_wait();
         multiply_tiles(&p, shared, warpgroup);
     }
 #if MULTICAST

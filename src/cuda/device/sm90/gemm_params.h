@@ -10,6 +10,15 @@
 #define DW_ALIGNED_128 _Alignas(128)
 #endif
 
+/* Stages whose scales come at once; fewer where B has vectors too, for the sake of shared memory. */
+#define DW_GEMM_SCALE_BATCH(b_vector) ((b_vector) ? 4 : 8)
+
+/* Boxes of A's scales for a tile: its rows, or, where tiles begin in any row, 16 bytes more, since a copy begins at a
+ * multiple of 16 bytes; in two parts where that is more than the 256 rows a box may have. */
+#define DW_GEMM_SCALE_PARTS(tile_m, any_row) ((any_row) && (tile_m) > 240 ? 2 : 1)
+#define DW_GEMM_SCALE_ROWS(tile_m, any_row, scale_bytes)                                                               \
+    ((tile_m) / DW_GEMM_SCALE_PARTS(tile_m, any_row) + ((any_row) ? 16 / (scale_bytes) : 0))
+
 /* A driver's tensor map. */
 typedef struct dw_gemm_sm90_map {
     DW_ALIGNED_128 uint64_t opaque[16];
@@ -18,9 +27,10 @@ typedef struct dw_gemm_sm90_map {
 typedef struct dw_gemm_sm90_params {
     dw_gemm_sm90_map a, b; /* bytes; boxes of 128 columns by the rows one copy loads */
     dw_gemm_sm90_map d;    /* BF16; box 64 columns by 64 rows */
-    const void *a_scale;   /* 1x128 blocks: [k blocks, a_scale_ld], contiguous along A's rows */
-    const void *b_scale;   /* 1x128: likewise; 128x128: element (block row, k block) lies at the two steps */
-    int64_t a_scale_ld, b_scale_ld;
+    /* Of 1x128 blocks, [k blocks, rows], contiguous along the operand's rows: boxes of DW_GEMM_SCALE_ROWS
+     * (of B: a tile's) rows by DW_GEMM_SCALE_BATCH k blocks. B's is of vectors alone. */
+    dw_gemm_sm90_map a_scale_map, b_scale_map;
+    const void *b_scale; /* 128x128 blocks: element (block row, k block) lies at the two steps */
     int64_t b_scale_row_step, b_scale_k_step;
     void *out; /* D's first element */
     int64_t out_ld;
