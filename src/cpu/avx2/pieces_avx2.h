@@ -145,9 +145,9 @@ static __attribute__((noinline)) void dw_redo_columns(const dw_quantize_job *job
 /* The elements of a group anew, by the form that knows small ones; its codes stand. */
 static __attribute__((noinline)) void dw_lengthen_rows(const dw_quantize_job *job, const dw_encoding *encoding,
                                                        const uint8_t code[16], int64_t r, int64_t c, bool stream) {
-    _Alignas(32) uint16_t bias[16];
+    _Alignas(32) uint32_t bias[16];
     __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)code));
-    _mm256_store_si256((__m256i *)bias, dw_biases(codes, encoding));
+    dw_keep_biases(bias, dw_biases(codes, encoding));
     for (int i = 0; i < DW_GROUP_ROWS; i++) {
         const uint8_t *words = (const uint8_t *)job->source + ((r + i) * job->source_ld + c) * 2;
         dw_encode_run(words, bias + 4 * i, DW_CELL, encoding, job->row_data + (r + i) * job->row_ld + c, stream);

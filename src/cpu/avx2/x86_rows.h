@@ -47,7 +47,7 @@ DW_INLINE void dw_encode_group(const dw_group *g, const dw_coder *coder, uint8_t
     if (longer) --*careful;
     for (int64_t i = 0; i < DW_GROUP; i += DW_RUN) {
         const uint8_t *words = g->words + 2 * i;
-        const uint16_t *bias = g->blocks.bias + i / 32;
+        const uint32_t *bias = g->blocks.bias + i / 32;
         for (int64_t line = 0; line < DW_RUN * size; line += 64)
             _mm_prefetch((const char *)ahead + i * size + line, _MM_HINT_T0);
         if (!longer) {
