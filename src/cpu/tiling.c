@@ -42,7 +42,7 @@ dw_tiling dw_fixed_tiling(int64_t rows, int64_t cols, int64_t elements) {
 dw_tiling dw_choose_tiling(int64_t rows, int64_t cols, bool transposes, int threads) {
     /* Where a tile's part of a row ends, the hardware's prefetcher has asked for what lies beyond: with parts of 8 KiB
      * a tenth of a row kernel's time (EPYC 7003, 2026-11-23). */
-    if (!transposes && threads == 1) return tile_matrix(rows, cols, larger(rows * cols, SMALLEST_TILE), EDGE);
+    if (!transposes && threads == 1) return tile_matrix(rows, cols, larger(rows * cols, LARGEST_TILE), EDGE);
     int64_t elements = rows * cols / (threads * TILES_PER_THREAD);
     if (threads == 1 || elements > LARGEST_TILE) elements = LARGEST_TILE;
     if (elements < SMALLEST_TILE) elements = SMALLEST_TILE;

@@ -10,7 +10,7 @@
  * keeps memory busy is to ask for them evenly, not in bursts, and well ahead, since the hardware's prefetcher stops at
  * every page. Elements are made by the form that knows no small ones; where it met one, the longer form makes 128
  * elements anew and goes on for two groups, so that data full of small elements costs little more than the longer form
- * alone. Large outputs bypass the caches. */
+ * alone. Large outputs bypass the caches. With AVX2, whole groups of BF16 have a loop of their own (rows_avx2.h). */
 #ifndef DW_X86_ROWS_H
 #define DW_X86_ROWS_H
 
