@@ -33,7 +33,8 @@ static void dequantize_tile(void *argument, int64_t i) {
 
 void dw_cpu_quantize(dw_context *context, dw_quantize_kernel kernel, dw_scale_layout layout,
                      const dw_quantize_job *job) {
-    dw_tiling tiling = dw_choose_tiling(job->rows, job->cols, dw_thread_pool_size(context->pool));
+    dw_tiling tiling =
+        dw_choose_tiling(job->rows, job->cols, job->col_data != NULL, dw_thread_pool_size(context->pool));
     if (tiling.count == 0) return;
     if (job->row_data)
         dw_scale_zero_padding(layout, dw_block_grid(job->block, job->rows, job->cols), job->row_scale.base);
@@ -44,7 +45,7 @@ void dw_cpu_quantize(dw_context *context, dw_quantize_kernel kernel, dw_scale_la
 }
 
 void dw_cpu_dequantize(dw_context *context, dw_dequantize_kernel kernel, const dw_dequantize_job *job) {
-    dw_tiling tiling = dw_choose_tiling(job->rows, job->cols, dw_thread_pool_size(context->pool));
+    dw_tiling tiling = dw_choose_tiling(job->rows, job->cols, false, dw_thread_pool_size(context->pool));
     tiled_work work = {.tiling = &tiling, .job = job, .dequantize = kernel};
     dw_parallel_for(context->pool, tiling.count, dequantize_tile, &work);
 }

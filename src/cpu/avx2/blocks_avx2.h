@@ -45,28 +45,27 @@ DW_INLINE void dw_scale_words(dw_blocks *blocks, const dw_encoding *encoding, co
 }
 
 /* Encodes `count` words, a multiple of 32, in segments with biases bias[0], bias[1], ... */
-DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_encoding *encoding,
+DW_INLINE void dw_encode_run(const uint8_t *words, const uint32_t *bias, int64_t count, const dw_encoding *encoding,
                              uint8_t *out, bool stream) {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; i += 32) {
-        __m256i biases = _mm256_set1_epi16((short)bias[i / 32]);
-        __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
-        __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
-        dw_store32(out + i, dw_in_order(dw_encode32(low, high, biases, biases, encoding)), stream);
+        __m256i biases = _mm256_set1_epi32((int)bias[i / 32]), a, b;
+        dw_load_to_pack(words + 2 * i, &a, &b);
+        dw_store32(out + i, dw_encode32(a, b, biases, biases, encoding), stream);
     }
 }
 
 /* The same where no element is small: a multiple of 128 words. Returns whether one is. */
-DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint16_t *bias, int64_t count,
+DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint32_t *bias, int64_t count,
                                     const dw_encoding *encoding, uint8_t *out, bool stream) {
-    __m256i small = _mm256_setzero_si256();
+    __m256i least = encoding->above;
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; i += 32) {
-        __m256i biases = _mm256_set1_epi16((short)bias[i / 32]);
-        __m256i low = _mm256_loadu_si256((const __m256i *)(words + 2 * i));
-        __m256i high = _mm256_loadu_si256((const __m256i *)(words + 2 * i + 32));
-        dw_store32(out + i, dw_in_order(dw_encode32_normal(low, high, biases, encoding, &small)), stream);
+        __m256i biases = _mm256_set1_epi32((int)bias[i / 32]), a, b;
+        dw_load_to_pack(words + 2 * i, &a, &b);
+        dw_store32(out + i, dw_encode32_normal(a, b, biases, encoding, &least), stream);
     }
+    __m256i small = _mm256_xor_si256(least, encoding->above);
     return !_mm256_testz_si256(small, small);
 }
 

@@ -36,7 +36,7 @@ typedef struct dw_units {
     const dw_encoding *encoding;
     int fraction; /* bits of an element's */
     int base;     /* in units */
-    __m256i shifted_base, step, tail, half, least, limit, sign;
+    __m256i shifted_base, step, tail, half, above, limit, sign;
 } dw_units;
 
 typedef struct dw_piece {
@@ -48,7 +48,7 @@ typedef struct dw_piece {
 
 /* Four rows of a strip, 128 columns: sixteen segments. */
 typedef struct dw_row_group {
-    _Alignas(32) uint8_t bias[32]; /* in units, of segments 0-15 */
+    _Alignas(32) uint32_t bias[16]; /* in units, of segments 0-15, in all bytes */
     uint8_t code[16];
     bool odd;
 } dw_row_group;
@@ -66,7 +66,7 @@ static dw_units dw_units_of(const dw_encoding *encoding, dw_dtype element) {
     u.half = dw_pinned(_mm256_set1_epi16((short)(1 << (dropped - 1))));
     u.limit = encoding->limit;
     u.sign = encoding->sign;
-    u.least = _mm256_sub_epi8(encoding->above, _mm256_set1_epi8(1));
+    u.above = encoding->above;
     dw_units_from(&u, 0);
     return u;
 }
@@ -93,15 +93,14 @@ DW_INLINE __m256i dw_round_units(__m256i doubled, const dw_units *units) {
     return _mm256_add_epi16(_mm256_mulhrs_epi16(exact, units->step), tie);
 }
 
-/* 32 elements from the planes, in the order of packing. Bits of `small` are set where one is at or below the smallest
- * normal element and not zero; `edges` are the biases and that element, added. */
-DW_INLINE __m256i dw_encode_units(const uint8_t *from, const uint8_t *signs, __m256i biases, __m256i edges,
-                                  const dw_units *units, __m256i *small) {
+/* 32 elements from the planes. `least` becomes the least magnitude of one that is not zero, if that is less. */
+DW_INLINE __m256i dw_encode_units(const uint8_t *from, const uint8_t *signs, __m256i biases, const dw_units *units,
+                                  __m256i *least) {
     __m256i value = _mm256_load_si256((const __m256i *)from);
-    __m256i before = _mm256_sub_epi8(value, _mm256_set1_epi8(1)); /* zero becomes the largest */
-    *small = _mm256_or_si256(*small, _mm256_subs_epu8(edges, before));
-    __m256i magnitudes = _mm256_min_epu8(_mm256_subs_epu8(value, biases), units->limit);
-    return _mm256_or_si256(magnitudes, _mm256_load_si256((const __m256i *)signs));
+    __m256i zeros = _mm256_cmpeq_epi8(value, _mm256_setzero_si256());
+    __m256i magnitudes = _mm256_subs_epu8(value, biases);
+    *least = _mm256_min_epu8(*least, _mm256_or_si256(magnitudes, zeros));
+    return _mm256_or_si256(_mm256_min_epu8(magnitudes, units->limit), _mm256_load_si256((const __m256i *)signs));
 }
 
 /* Rows (r to r + 3, c to c + 127) anew, by the plan of x86_rows.h. */
@@ -145,9 +144,9 @@ static __attribute__((noinline)) void dw_redo_columns(const dw_quantize_job *job
 /* The elements of a group anew, by the form that knows small ones; its codes stand. */
 static __attribute__((noinline)) void dw_lengthen_rows(const dw_quantize_job *job, const dw_encoding *encoding,
                                                        const uint8_t code[16], int64_t r, int64_t c, bool stream) {
-    _Alignas(32) uint16_t bias[16];
+    _Alignas(32) uint32_t bias[16];
     __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)code));
-    _mm256_store_si256((__m256i *)bias, dw_biases(codes, encoding));
+    dw_keep_biases(bias, dw_biases(codes, encoding));
     for (int i = 0; i < DW_GROUP_ROWS; i++) {
         const uint8_t *words = (const uint8_t *)job->source + ((r + i) * job->source_ld + c) * 2;
         dw_encode_run(words, bias + 4 * i, DW_CELL, encoding, job->row_data + (r + i) * job->row_ld + c, stream);
@@ -160,8 +159,9 @@ static __attribute__((noinline)) void dw_lengthen_columns(const uint8_t *words, 
                                                           __m256i elements[16]) {
     __m256i biases_a = dw_biases(codes_a, encoding), biases_b = dw_biases(codes_b, encoding);
     for (int i = 0; i < 16; i++) {
-        const __m256i *from = (const __m256i *)(words + i * step);
-        elements[i] = dw_encode32(_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1), biases_a, biases_b, encoding);
+        __m256i a, b;
+        dw_load_to_pack(words + i * step, &a, &b);
+        elements[i] = dw_encode32(a, b, biases_a, biases_b, encoding);
     }
 }
 
@@ -171,7 +171,7 @@ DW_INLINE void dw_scale_group(dw_row_group *group, const __m256i top[16], int64_
     __m256i codes = dw_codes(amax, units->encoding), biases = dw_unit_biases(codes, units);
     __m256i beyond = dw_beyond_units(amax, biases, units);
     group->odd = !_mm256_testz_si256(beyond, beyond);
-    _mm256_store_si256((__m256i *)group->bias, dw_in_order(_mm256_packus_epi16(biases, biases)));
+    dw_keep_biases(group->bias, _mm256_mullo_epi16(biases, _mm256_set1_epi16(0x0101)));
     __m256i packed = dw_in_order(_mm256_packus_epi16(codes, codes));
     _mm_storeu_si128((__m128i *)group->code, _mm256_castsi256_si128(packed));
 }
@@ -205,7 +205,7 @@ typedef struct dw_stage {
 DW_INLINE __m256i dw_stage_group(dw_piece *piece, const dw_units *units, dw_stage stage, const uint8_t *words,
                                  int64_t step, const uint8_t *ahead, int64_t first, __m256i top[16],
                                  const dw_row_group *done, uint8_t *out, int64_t ld) {
-    __m256i small = _mm256_setzero_si256();
+    __m256i least = units->above;
     uint8_t *to_units = piece->units + first * DW_CELL, *to_signs = piece->signs + first * DW_CELL;
     const uint8_t *from_units = to_units - DW_GROUP_ROWS * DW_CELL, *from_signs = to_signs - DW_GROUP_ROWS * DW_CELL;
     for (int b = 0; b < 4; b++, out += ld) { /* a column block of those read, a row of those written */
@@ -213,9 +213,9 @@ DW_INLINE __m256i dw_stage_group(dw_piece *piece, const dw_units *units, dw_stag
 #pragma GCC unroll 4
         for (int i = 0; i < DW_GROUP_ROWS; i++) {
             if (stage.reads) {
-                const __m256i *from = (const __m256i *)(words + i * step + b * 64);
                 _mm_prefetch((const char *)ahead + i * step + b * 64, _MM_HINT_T0);
-                __m256i low = _mm256_loadu_si256(from), high = _mm256_loadu_si256(from + 1);
+                __m256i low, high;
+                dw_load_to_pack(words + i * step + b * 64, &low, &high);
                 __m256i x = _mm256_add_epi16(low, low), y = _mm256_add_epi16(high, high);
                 top[i * 4 + b] = _mm256_max_epu16(x, y);
                 top_a = _mm256_max_epu16(top_a, x);
@@ -227,16 +227,15 @@ DW_INLINE __m256i dw_stage_group(dw_piece *piece, const dw_units *units, dw_stag
             }
             if (stage.writes) {
                 int at = b * DW_CELL + i * 32;
-                __m256i bias = _mm256_set1_epi8((char)done->bias[4 * b + i]);
-                __m256i edge = _mm256_add_epi8(bias, units->least);
-                __m256i packed = dw_encode_units(from_units + at, from_signs + at, bias, edge, units, &small);
-                dw_store32(out + i * 32, dw_in_order(packed), stage.stream);
+                __m256i bias = _mm256_set1_epi32((int)done->bias[4 * b + i]);
+                dw_store32(out + i * 32, dw_encode_units(from_units + at, from_signs + at, bias, units, &least),
+                           stage.stream);
             }
         }
         piece->top[2 * b] = top_a;
         piece->top[2 * b + 1] = top_b;
     }
-    return small;
+    return _mm256_xor_si256(least, units->above);
 }
 
 /* Rounds the strip at (r, c) into the planes, finds its columns' amaxes, and writes its rows. `next` is the source of
@@ -300,15 +299,15 @@ static __attribute__((noinline)) bool dw_encode_strip(const dw_piece *piece, con
         __m256i beyond =
             _mm256_or_si256(dw_beyond_units(amax_a, biases_a, units), dw_beyond_units(amax_b, biases_b, units));
         __m256i biases = _mm256_packus_epi16(biases_a, biases_b);
-        __m256i edges = _mm256_add_epi8(biases, units->least);
-        _mm256_store_si256((__m256i *)(codes + b), dw_in_order(_mm256_packus_epi16(codes_a, codes_b)));
+        _mm256_store_si256((__m256i *)(codes + b), _mm256_packus_epi16(codes_a, codes_b));
         for (int64_t first = 0; first < block; first += 16) {
-            __m256i x[16], small = _mm256_setzero_si256();
+            __m256i x[16], least = units->above;
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) {
                 int64_t at = (first + i) * DW_CELL + b;
-                x[i] = dw_encode_units(piece->units + at, piece->signs + at, biases, edges, units, &small);
+                x[i] = dw_encode_units(piece->units + at, piece->signs + at, biases, units, &least);
             }
+            __m256i small = _mm256_xor_si256(least, units->above);
             if (DW_RARELY(!_mm256_testz_si256(small, small))) {
                 __m256i longer[16];
                 const uint8_t *words = (const uint8_t *)job->source + ((r + first) * job->source_ld + c + b) * 2;
@@ -320,10 +319,9 @@ static __attribute__((noinline)) bool dw_encode_strip(const dw_piece *piece, con
             dw_transpose16(x);
             uint8_t *to = columns + first / 32 * DW_LANE_BYTES + b * 32 + first % 32;
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) { /* packed columns 0-7 and 16-23 are in the lower half */
-                int64_t column = i >= 8 ? i + 8 : i;
-                _mm_store_si128((__m128i *)(to + column * 32), _mm256_castsi256_si128(x[i]));
-                _mm_store_si128((__m128i *)(to + (column + 8) * 32), _mm256_extracti128_si256(x[i], 1));
+            for (int i = 0; i < 16; i++) {
+                _mm_store_si128((__m128i *)(to + i * 32), _mm256_castsi256_si128(x[i]));
+                _mm_store_si128((__m128i *)(to + (i + 16) * 32), _mm256_extracti128_si256(x[i], 1));
             }
         }
         bool inside = _mm256_testz_si256(beyond, beyond);

@@ -10,7 +10,7 @@
  * keeps memory busy is to ask for them evenly, not in bursts, and well ahead, since the hardware's prefetcher stops at
  * every page. Elements are made by the form that knows no small ones; where it met one, the longer form makes 128
  * elements anew and goes on for two groups, so that data full of small elements costs little more than the longer form
- * alone. Large outputs bypass the caches. */
+ * alone. Large outputs bypass the caches. With AVX2, whole groups of BF16 have a loop of their own (rows_avx2.h). */
 #ifndef DW_X86_ROWS_H
 #define DW_X86_ROWS_H
 
@@ -47,7 +47,7 @@ DW_INLINE void dw_encode_group(const dw_group *g, const dw_coder *coder, uint8_t
     if (longer) --*careful;
     for (int64_t i = 0; i < DW_GROUP; i += DW_RUN) {
         const uint8_t *words = g->words + 2 * i;
-        const uint16_t *bias = g->blocks.bias + i / 32;
+        const uint32_t *bias = g->blocks.bias + i / 32;
         for (int64_t line = 0; line < DW_RUN * size; line += 64)
             _mm_prefetch((const char *)ahead + i * size + line, _MM_HINT_T0);
         if (!longer) {

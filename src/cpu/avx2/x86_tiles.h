@@ -64,7 +64,7 @@ enum { DW_WORD_INFINITY = 0x7F80 };
 /* Sixteen segments of 32 words: each a block of 32, or four of them a block of 128. Their scales are computed side by
  * side, so that nothing waits for a single block's reduction; the segments of a block have the same. */
 typedef struct dw_blocks {
-    _Alignas(32) uint16_t bias[16]; /* what encoding subtracts */
+    _Alignas(32) uint32_t bias[16]; /* what encoding subtracts, in both halves: spreading 32 bits needs no shuffle */
     _Alignas(32) uint16_t amax[16]; /* bits of words */
     _Alignas(16) uint8_t code[16];
     uint32_t rare; /* bits 2i and 2i + 1: segment i goes through dw_encode_exactly */

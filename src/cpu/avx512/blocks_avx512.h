@@ -43,18 +43,18 @@ DW_INLINE void dw_scale_words(dw_blocks *blocks, const dw_coder *coder, const ui
 
 /* Encodes `count` words, a multiple of 32, in segments with biases bias[0], bias[1], ... A stream takes multiples of
  * 64. */
-DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_coder *coder,
+DW_INLINE void dw_encode_run(const uint8_t *words, const uint32_t *bias, int64_t count, const dw_coder *coder,
                              uint8_t *out, bool stream) {
     int64_t i = 0;
 #pragma GCC unroll 4
     for (; i + 64 <= count; i += 64) {
-        __m512i low_bias = _mm512_set1_epi16((short)bias[i / 32]);
-        __m512i high_bias = _mm512_set1_epi16((short)bias[i / 32 + 1]);
+        __m512i low_bias = _mm512_set1_epi32((int)bias[i / 32]);
+        __m512i high_bias = _mm512_set1_epi32((int)bias[i / 32 + 1]);
         __m512i low = _mm512_loadu_si512(words + 2 * i), high = _mm512_loadu_si512(words + 2 * i + 64);
         dw_store64(out + i, dw_encode64(low, high, low_bias, high_bias, coder), stream);
     }
     if (i < count) {
-        __m512i last_bias = _mm512_set1_epi16((short)bias[i / 32]);
+        __m512i last_bias = _mm512_set1_epi32((int)bias[i / 32]);
         __m512i elements =
             dw_encode64(_mm512_loadu_si512(words + 2 * i), _mm512_setzero_si512(), last_bias, last_bias, coder);
         _mm256_storeu_si256((__m256i *)(out + i), _mm512_castsi512_si256(elements));
@@ -62,13 +62,13 @@ DW_INLINE void dw_encode_run(const uint8_t *words, const uint16_t *bias, int64_t
 }
 
 /* The same where no element is small: a multiple of 128 words. Returns whether one is. */
-DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint16_t *bias, int64_t count, const dw_coder *coder,
+DW_INLINE bool dw_encode_normal_run(const uint8_t *words, const uint32_t *bias, int64_t count, const dw_coder *coder,
                                     uint8_t *out, bool stream) {
     __mmask64 small = 0;
 #pragma GCC unroll 2
     for (int64_t i = 0; i < count; i += 64) {
-        __m512i low_bias = _mm512_set1_epi16((short)bias[i / 32]);
-        __m512i high_bias = _mm512_set1_epi16((short)bias[i / 32 + 1]);
+        __m512i low_bias = _mm512_set1_epi32((int)bias[i / 32]);
+        __m512i high_bias = _mm512_set1_epi32((int)bias[i / 32 + 1]);
         __m512i low = _mm512_loadu_si512(words + 2 * i), high = _mm512_loadu_si512(words + 2 * i + 64);
         dw_store64(out + i, dw_encode64_normal(low, high, low_bias, high_bias, coder, &small), stream);
     }
