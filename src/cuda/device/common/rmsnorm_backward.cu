@@ -19,7 +19,6 @@
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rmsnorm_backward_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_backward_params p) {
     griddepcontrol_wait();
-    griddepcontrol_launch_dependents();
     extern __shared__ uint4 dynamic_shared[];
     __shared__ float partial[2][32];
     const int thread = (int)threadIdx.x, threads = (int)blockDim.x, warps = threads / 32;
@@ -125,7 +124,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 extern "C" __global__ void __launch_bounds__(256)
     rmsnorm_dweight__sm90(const __grid_constant__ dw_cuda_rmsnorm_dweight_params p) {
     griddepcontrol_wait();
-    griddepcontrol_launch_dependents();
     __shared__ float slice[8][32];
     const int lane = (int)threadIdx.x % 32, part = (int)threadIdx.x / 32;
     const int col = (int)blockIdx.x * 32 + lane;
