@@ -59,7 +59,7 @@ static void record(const char *symbol, const dw_cu_launch_config *config, void *
         memcpy(&panel, arguments[0], sizeof panel);
         launched_clusters = config->grid[0] / clusters[launches];
         if (!ring) assert_int_equal(launched_clusters, panel.norm.raster.tile_rows);
-        assert_int_equal(config->block[0], ring ? DW_CUDA_RING_THREADS : 256);
+        assert_int_equal(config->block[0], ring ? 768 : 256);
     }
     launches++;
 }

@@ -14,7 +14,6 @@
 #define STORE_BYTES (64 * 128)
 #define BARRIER_BYTES 16 /* of one stage, of one batch of scales */
 #define SLOT_BYTES 16    /* of one stage: which tile it is of */
-#define SQUARE_SCALE_BYTES 128
 
 #define MULTICAST_0 DW_GEMM_SHARES_NOTHING
 #define MULTICAST_A DW_GEMM_SHARES_A
@@ -68,7 +67,7 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int batch = DW_GEMM_SCALE_BATCH(row->b_vector) * (row->scale_f32 ? 4 : 1);
     int a_scales = a_scale_rows(row) * DW_GEMM_SCALE_PARTS(row->tile_m, row->grouping == DW_GEMM_GROUPED_M);
     int stage = (row->tile_m + row->tile_n) * BLOCK;
-    int scales = batch * a_scales + (row->b_vector ? batch * row->tile_n : SQUARE_SCALE_BYTES);
+    int scales = batch * a_scales + (row->b_vector ? batch * row->tile_n : DW_GEMM_SQUARE_SCALE_BYTES);
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
     return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores +

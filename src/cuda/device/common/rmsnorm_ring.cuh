@@ -31,6 +31,7 @@ typedef struct ring_shared {
 } ring_shared;
 
 static_assert(sizeof(ring_shared) <= DW_CUDA_RING_SHARED, "the host sizes shared memory by it");
+static_assert(TILE_GROUPS * TILE_THREADS == DW_CUDA_RING_THREADS, "the host launches so many");
 
 /* What a block does in every panel. */
 typedef struct ring_plan {

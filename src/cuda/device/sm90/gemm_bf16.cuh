@@ -9,9 +9,9 @@
  * Floor: 2 M N K operations at half of FP8's rate, 48 KiB of operands for every 1024 cycles of the tensor core.
  *
  * Plan: as in gemm_block_scaled.cuh, without scales: one block per multiprocessor walks over tiles of 128 x 256; a
- * copying thread keeps STAGES stages of 64 steps of the reduction on the way; two warpgroups multiply 64 rows each,
+ * copying warp keeps STAGES stages of 64 steps of the reduction on the way; two warpgroups multiply 64 rows each,
  * FP32 sums in registers, one stage's products behind the next one's, and write through shared memory with the copy
- * engine while the copying thread is ahead in the next tile. With MULTICAST two blocks along M share B and load half of
+ * engine while the copying warp is ahead in the next tile. With MULTICAST two blocks along M share B and load half of
  * it each. Where a group's reduction ends inside a stage, the rest of the stage, which is the next group's, is cleared.
  *
  * GROUPED    GROUPED_M or GROUPED_K

@@ -71,7 +71,7 @@
 #define A_SCALE_PARTS DW_GEMM_SCALE_PARTS(TILE_M, GROUPED == GROUPED_M)
 #define A_SCALE_ROWS DW_GEMM_SCALE_ROWS(TILE_M, GROUPED == GROUPED_M, SCALE_BYTES)
 #define A_SCALE_BYTES (A_SCALE_PARTS * SCALE_BATCH * A_SCALE_ROWS * SCALE_BYTES)
-#define B_SCALE_BYTES (B_VECTOR ? SCALE_BATCH * TILE_N * SCALE_BYTES : 128)
+#define B_SCALE_BYTES (B_VECTOR ? SCALE_BATCH * TILE_N * SCALE_BYTES : DW_GEMM_SQUARE_SCALE_BYTES)
 #define BATCH_BYTES (A_SCALE_BYTES + B_SCALE_BYTES)
 #define SCALE_AT (REDUCE_AT + REDUCE_BYTES)
 #define SLOT_AT (SCALE_AT + 2 * BATCH_BYTES)
@@ -90,8 +90,8 @@
 #error "each warpgroup has a part of the scales"
 #endif
 
-#if SCALE_BATCH * SUB_N * 4 > 128 && !B_VECTOR
-#error "the scales of square blocks have 128 bytes"
+#if SCALE_BATCH * SUB_N * 4 > DW_GEMM_SQUARE_SCALE_BYTES && !B_VECTOR
+#error "a batch has no room for the scales of its square blocks"
 #endif
 
 #if SHARED_BYTES > 232448

@@ -13,6 +13,9 @@
 /* Stages whose scales come at once; fewer where B has vectors too, for the sake of shared memory. */
 #define DW_GEMM_SCALE_BATCH(b_vector) ((b_vector) ? 4 : 8)
 
+/* Bytes for a batch's scales of square blocks, one FP32 number for each stage and chunk of columns. */
+#define DW_GEMM_SQUARE_SCALE_BYTES 128
+
 /* Boxes of A's scales for a tile: its rows, or, where tiles begin in any row, 16 bytes more, since a copy begins at a
  * multiple of 16 bytes; in two parts where that is more than the 256 rows a box may have. */
 #define DW_GEMM_SCALE_PARTS(tile_m, any_row) ((any_row) && (tile_m) > 240 ? 2 : 1)
