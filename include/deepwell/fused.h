@@ -32,9 +32,9 @@ typedef struct dw_rmsnorm_quantize_args {
 } dw_rmsnorm_quantize_args;
 
 /* x, residual, h and y must have one row stride. At least one of row and transposed is wanted. One kernel, which reads
- * x once, when only `row` is wanted and cols is at most 16384, or both are, cols is at most 8192, bases and row strides
- * of the BF16 matrices and weight are multiples of 16 bytes, and the GPU holds the cluster of up to 16 thread blocks it
- * takes; otherwise two, the second of which reads h again. */
+ * x once, when only `row` is wanted and cols is at most 16384, or both are, cols is at most 14336, bases and row
+ * strides of the BF16 matrices and weight are multiples of 16 bytes, and the GPU holds the cluster of up to 16 thread
+ * blocks it takes; otherwise two, the second of which reads h again. */
 DW_API dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_args *args, void *stream);
 
 typedef struct dw_rmsnorm_backward_args {

@@ -168,8 +168,8 @@ class Case:
         )
 
 
-# One tile, two blocks, clusters of 8 and 9, 16 blocks of two tiles, and just beyond; the ring with 9 to 16 blocks of 4
-# to 7 tiles, the last block with all of them or one; then two kernels.
+# One tile, two blocks, clusters of 8 and 9, 16 blocks of two tiles, and just beyond; the ring with slices of 2 to 7
+# tiles, all alike or with one more in every second panel; then two kernels.
 WIDTHS = (8, 128, 136, 256, 1000, 2048, 2056, 4096, 4104, 4224, 5120, 6144, 7168, 8192, 8200, 12288, 12296)
 WIDTHS += (14336, 14344, 14464, 16392)
 
@@ -202,14 +202,28 @@ def test_columns_that_fill_no_unit(cols: int) -> None:
         case.verify()
 
 
-def test_the_sum_may_replace_the_residual() -> None:
+@pytest.mark.parametrize("name", ["residual", "x"])
+def test_the_sum_may_replace_what_it_is_of(name: str) -> None:
+    """With 9 panels clusters that share one would read what another has replaced."""
     for cols in (4096, 7168, 14336):
-        case = Case(200, cols, residual=True)
-        residual = case.residual.clone()
-        case.h = case.residual
-        case.run()
-        case.residual = residual
-        case.verify()
+        for rows in (200, 1100):
+            case = Case(rows, cols, residual=True)
+            replaced = getattr(case, name)
+            before = replaced.clone()
+            case.h = replaced
+            case.run()
+            setattr(case, name, before)
+            case.verify()
+
+
+@pytest.mark.parametrize("cols", [4224, 5120, 7168, 13312, 13440, 13704, 14336])
+def test_panels_that_clusters_share(cols: int) -> None:
+    """Fewer panels than clusters, and one to six left over; slices that differ from panel to panel."""
+    for rows in (100, 256, 900, 1024, 1050, 1300, 1600, 1790, 2040, 3800):
+        for residual in (False, True):
+            case = Case(rows, cols, square=True, residual=residual)
+            case.run()
+            case.verify()
 
 
 def test_threads_and_streams() -> None:

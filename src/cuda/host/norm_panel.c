@@ -6,8 +6,7 @@
 
 #define TILE_BYTES (DW_CUDA_TILE * DW_CUDA_TILE * 2)
 #define PORTABLE_CLUSTER 8
-#define RING_TILES 7 /* at most, of a block */
-#define MOST_TILES (DW_CUDA_PANEL_RANKS * RING_TILES)
+#define MOST_TILES (DW_CUDA_PANEL_RANKS * DW_CUDA_RING_SLOTS)
 #define MOST_DEVICES 32
 #define PANEL_THREADS 256
 
@@ -17,14 +16,14 @@ static int64_t ceil_div(int64_t value, int64_t divisor) {
 
 /* Two tiles for each block wherever that is enough, the fewest for which the cost of a block's start and of its wait
  * for the cluster is small; three blocks on a multiprocessor then overlap best, but for small clusters, where two were
- * 1% faster. Beyond that the ring, with the largest clusters: they come out in the most even rounds. Measured on an
- * H100 (2026-11-23; docs/measured-facts.md). One tile is no cluster: launched without one the kernel ended in an
+ * 1% faster. Beyond that the ring, with the largest clusters, which use the most multiprocessors. Measured on an H100
+ * (2026-11-23; docs/measured-facts.md). One tile is no cluster: launched without one the kernel ended in an
  * illegal instruction there. */
 bool dw_norm_panel_of(int64_t tile_cols, dw_norm_panel *panel) {
     if (tile_cols < 2 || tile_cols > MOST_TILES) return false;
     const bool ring = tile_cols > DW_CUDA_PANEL_TILES * DW_CUDA_PANEL_RANKS;
-    const int64_t fewest = ring ? 4 : tile_cols == 2 ? 1 : 2, needed = ceil_div(tile_cols, DW_CUDA_PANEL_RANKS);
-    const int64_t tiles = needed > fewest ? needed : fewest, cluster = ceil_div(tile_cols, tiles);
+    const int64_t tiles = ring ? ceil_div(tile_cols, DW_CUDA_PANEL_RANKS) : tile_cols == 2 ? 1 : DW_CUDA_PANEL_TILES;
+    const int64_t cluster = ring ? DW_CUDA_PANEL_RANKS : ceil_div(tile_cols, tiles);
     *panel = (dw_norm_panel){.block_tiles = (int32_t)tiles,
                              .ring = ring,
                              .blocks_per_multiprocessor = ring                         ? 1
@@ -76,7 +75,7 @@ static dw_status launch_in(const dw_cuda_scope *scope, dw_block block, const dw_
     DW_TRY(active_clusters(scope, kernel, &config, block, params->raster.tile_cols, &clusters));
     *launched = clusters > 0;
     if (!*launched) return DW_OK;
-    if (panel->ring && (uint32_t)clusters < panels) config.grid[0] = panel->cluster * (uint32_t)clusters;
+    if (panel->ring) config.grid[0] = panel->cluster * (uint32_t)clusters;
     config.programmatic = true;
     const dw_cuda_tensor_map_spec spec = {.address = params->x,
                                           .extents = {(uint64_t)params->cols, (uint64_t)params->rows},

@@ -7,7 +7,7 @@
 
 /* How a panel of 128 rows is spread over a cluster. */
 typedef struct dw_norm_panel {
-    int32_t block_tiles; /* tiles of 128 columns of a thread block; the last block of a cluster may have fewer */
+    int32_t block_tiles; /* tiles of 128 columns of a thread block, at most */
     bool ring;           /* else a cluster for each panel */
     int32_t blocks_per_multiprocessor;
     uint32_t cluster; /* thread blocks */

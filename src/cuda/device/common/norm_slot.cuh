@@ -16,10 +16,10 @@ DW_DEVICE void load_slot(square_tile_units *t, const square_tile_place *at, cons
     }
 }
 
-/* A tile from its slot: x + residual, where there is one, to h and back to the slot, and the squares onto the sums.
- * Four rows at a time, for the sake of registers. */
+/* A tile from its slot: x + residual, where there is one, to h (if this block is the one that writes it) and back to
+ * the slot, and the squares onto the sums. Four rows at a time, for the sake of registers. */
 DW_DEVICE void gather_tile(float sums[LANE_ROWS], const square_tile_place *at, uint4 *slot,
-                           const dw_cuda_rmsnorm_params *p) {
+                           const dw_cuda_rmsnorm_params *p, bool writes_h) {
     const int row = at->row0 + at->lane_row, col = at->col0 + at->lane_unit * 8;
     slot += at->lane_row * 16 + at->lane_unit;
 #pragma unroll
@@ -38,7 +38,9 @@ DW_DEVICE void gather_tile(float sums[LANE_ROWS], const square_tile_place *at, u
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 v[i] = add_bf16_units(v[i], residual[i]);
-                store_bf16_unit(p->h, p->x_ld, row + half + i, col, at->rows, at->cols, 1, v[i]);
+                if (writes_h) {
+                    store_bf16_unit(p->h, p->x_ld, row + half + i, col, at->rows, at->cols, 1, v[i]);
+                }
                 slot[(half + i) * 16] = v[i];
             }
         }

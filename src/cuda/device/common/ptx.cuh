@@ -216,6 +216,16 @@ DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x,
         : "memory");
 }
 
+/* Adds in shared memory and gives what was there. What this thread did before is done for whoever sees the sum. */
+DW_DEVICE uint32_t atom_add_acq_rel_shared(uint32_t *shared, uint32_t value) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "r"(shared_address(shared)), "r"(value)
+                 : "memory");
+    return old;
+}
+
 /* Makes this thread's ordinary writes to shared memory visible to the copy engine. */
 DW_DEVICE void fence_proxy_async(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -271,5 +281,9 @@ DW_DEVICE void st_async_f32(float *shared, uint64_t *barrier, uint32_t rank, flo
                  "r"(shared_address(barrier)), "r"(rank), "f"(v)
                  : "memory");
 }
+
+/* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */
+#define setmaxnreg_dec(registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #registers ";")
+#define setmaxnreg_inc(registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #registers ";")
 
 #endif

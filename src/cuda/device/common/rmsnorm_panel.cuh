@@ -77,7 +77,7 @@ DW_DEVICE void rmsnorm_quantize_panel(const dw_cuda_rmsnorm_panel_params *panel,
     for (int i = 0; i < tiles; i++) {
         at.col0 = (tile0 + i) * TILE;
         mbarrier_wait_parity(&s->arrived[i], 0);
-        gather_tile(sums, &at, dynamic_shared + i * SLOT_UNITS, p);
+        gather_tile(sums, &at, dynamic_shared + i * SLOT_UNITS, p, true);
     }
     sum_over_half_warp(sums);
     barrier_cluster_wait(); /* every block's barrier is ready by now */

@@ -3,14 +3,17 @@
  *
  * Floor: 2 bytes read, 2 written for y and 1 for each form an element; with a residual 4 more.
  *
- * Plan: a cluster of up to 16 thread blocks, one on a multiprocessor, takes panels of 128 whole rows in turn; a block
- * has the same slice of block_tiles tiles in each. Its shared memory is a ring of slots of 32 KiB. A slot is filled
- * again as soon as its tile is written, with what comes DW_CUDA_RING_SLOTS tiles later, so the next panel is on its way
- * while this one is worked on. One group of 256 threads sums up the squares of tiles as they arrive, ahead of the two
- * that take turns in writing tiles, so that these do not wait for the cluster. Shared memory is nearly all slots, so
- * the sums of squares do not go to every block but to the one block that owns the row (a block owns a sixteenth of
- * them, or so), which adds them up and sends 1 / rms to all: two ways through the cluster, no fence, and every run adds
- * up in the same order. Streaming stores: 0.810 of a copy against 0.778 at 8192 x 7168 (H100, 2026-11-23). */
+ * Plan: a cluster of 16 thread blocks, one on a multiprocessor, takes panels of 128 whole rows in turn; a block has a
+ * slice of each. Its shared memory is a ring of slots of 32 KiB. A slot is filled again as soon as its tile is written,
+ * with what comes DW_CUDA_RING_SLOTS tiles later, so the next panel is on its way while this one is worked on. One
+ * group of 256 threads sums up the squares of tiles as they arrive, ahead of the two that take turns in writing tiles,
+ * and lists for these what to write and what to ask for then: between two tiles they have no time for divisions. Shared
+ * memory is nearly all slots, so the sums of squares do not go to every block but to the one block that owns the row (a
+ * block owns a sixteenth of them), which adds them up and sends 1 / rms to all: two ways through the cluster, no fence,
+ * and every run adds up in the same order. Where a slice fills the ring, the sums of the next panel would wait for the
+ * last slot: there one tile of each panel is summed up from memory, and read again when its slot is free. Panels that
+ * do not come out even for the clusters are read by several, each of which writes a part.
+ * What was measured is in docs/measured-facts.md. */
 #ifndef DW_DEVICE_RMSNORM_RING_CUH
 #define DW_DEVICE_RMSNORM_RING_CUH
 
@@ -19,53 +22,149 @@
 #include "common/norm_slot.cuh"
 
 #define RING_SLOTS DW_CUDA_RING_SLOTS
+#define SUMMED_BEFORE 4 /* tiles, before the one that is summed up from memory */
+
+/* Slices of panels in turn: where the columns do not come out even, a block has one tile more in every second panel. */
+typedef struct ring_slice {
+    int tile0, tiles; /* the first, and how many */
+} ring_slice;
+
+/* What a block does. In shared memory, for the sake of registers. */
+typedef struct ring_plan {
+    int cluster, clusters; /* which of how many: panels cluster, cluster + clusters, ... */
+    int panels;            /* this cluster's */
+    ring_slice slice[2];   /* of its panels of even and of odd number */
+    bool from_memory;      /* the last tile of a slice is summed up from memory */
+    int rank, ranks;
+    int owner_rows, own;    /* rows that a block owns, and this one */
+    int whole, part, parts; /* how many panels this cluster has alone; which of how many parts of its last it writes */
+} ring_plan;
+
+/* What a writing group needs to know of a tile, and what to copy into its slot when it has been written. */
+typedef struct __align__(16) ring_work {
+    int number, col0;         /* of all tiles this block works on */
+    int next_col0, next_row0; /* -1: nothing */
+} ring_work;
+
+#define WORK_PANELS 4 /* being written, being summed up, and those between */
+#define WORK_ITEMS 32 /* as many as they have, or more */
 
 /* After the slots in dynamic shared memory. What there are two of belongs to panels in turn. */
 typedef struct ring_shared {
     float partial[2][DW_CUDA_RING_PARTIALS]; /* [block and row owned], from everywhere */
     float rstd[2][TILE];
     uint64_t arrived[RING_SLOTS]; /* a slot's tile */
+    uint64_t empty[RING_SLOTS];   /* it has been written, and nobody uses its slot any more */
     uint64_t partials;            /* all of a panel's that this block adds up */
     uint64_t rstds[2];            /* 1 / rms of all rows, and this block's slots summed up */
     uint64_t written[2];          /* this block's tiles of a panel */
+    ring_plan plan;
+    ring_work work[WORK_ITEMS]; /* number n of all at n % WORK_ITEMS */
+    int work_end[WORK_PANELS];  /* of a panel */
+    uint32_t warps_done[WRITING_GROUPS];
 } ring_shared;
 
 static_assert(sizeof(ring_shared) <= DW_CUDA_RING_SHARED, "the host sizes shared memory by it");
 static_assert(TILE_GROUPS * TILE_THREADS == DW_CUDA_RING_THREADS, "the host launches so many");
 
-/* What a block does in every panel. */
-typedef struct ring_plan {
-    int cluster, clusters;    /* which of how many: panels cluster, cluster + clusters, ... */
-    int tile0, tiles, panels; /* first tile of the slice, its tiles, this cluster's panels */
-    int rank, ranks;
-    int owner_rows, own; /* rows that a block owns, and this one */
-} ring_plan;
+/* Whether a panel may be read by several clusters: not where one's h takes the place of what another has yet to read.
+ */
+DW_DEVICE bool may_share(const dw_cuda_rmsnorm_params *p) {
+    return p->h != p->x && (p->residual == NULL || p->h != p->residual);
+}
 
 DW_DEVICE ring_plan plan_of(const dw_cuda_rmsnorm_panel_params *panel) {
     const dw_cuda_raster *raster = &panel->norm.raster;
     ring_plan r;
     r.rank = (int)cluster_ctarank(), r.ranks = (int)cluster_nctarank();
     r.cluster = (int)blockIdx.x / r.ranks, r.clusters = (int)gridDim.x / r.ranks;
-    r.tile0 = r.rank * panel->block_tiles;
-    r.tiles = min(panel->block_tiles, raster->tile_cols - r.tile0);
-    r.panels = (raster->tile_rows - r.cluster + r.clusters - 1) / r.clusters;
+    for (int odd = 0; odd < 2; odd++) {
+        const int offset = odd * (r.ranks / 2), begin = r.rank * raster->tile_cols + offset;
+        ring_slice *slice = &r.slice[odd];
+        slice->tile0 = begin / r.ranks;
+        slice->tiles = (begin + raster->tile_cols) / r.ranks - slice->tile0;
+    }
+    r.from_memory = panel->norm.residual == NULL && max(r.slice[0].tiles, r.slice[1].tiles) == RING_SLOTS;
+    r.whole = raster->tile_rows / r.clusters;
+    const int left = raster->tile_rows - r.whole * r.clusters;
+    r.parts = left > 0 && may_share(&panel->norm) ? r.clusters / left : 1;
+    r.part = r.cluster % r.parts;
+    r.panels = r.whole + (r.cluster / r.parts < left);
     r.owner_rows = (TILE + r.ranks - 1) / r.ranks;
     r.own = max(0, min(r.owner_rows, TILE - r.rank * r.owner_rows));
     return r;
+}
+
+/* How many tiles this block has in the panels before number `panel`. */
+DW_DEVICE int tiles_before(const ring_plan *r, int panel) {
+    return panel / 2 * (r->slice[0].tiles + r->slice[1].tiles) + panel % 2 * r->slice[0].tiles;
+}
+
+/* Row of x at which panel number `panel` of this cluster begins. */
+DW_DEVICE int panel_row(const ring_plan *r, int panel) {
+    return (panel < r->whole ? r->cluster + panel * r->clusters : r->whole * r->clusters + r->cluster / r->parts) *
+           TILE;
+}
+
+/* Whether this cluster is the one that writes what there is one of for each row. */
+DW_DEVICE bool writes_rows(const ring_plan *r, int panel) {
+    return panel < r->whole || r->part == 0;
 }
 
 DW_DEVICE uint32_t partial_bytes(const ring_plan *r) {
     return (uint32_t)(r->own * r->ranks * 4);
 }
 
-/* Asks for tile number n of all this block works on. One thread; nobody reads or writes the slot any more. */
-DW_DEVICE void fill_slot(const dw_cuda_rmsnorm_panel_params *panel, const ring_plan *r, ring_shared *s, uint4 *slots,
-                         int n) {
-    uint64_t *arrived = &s->arrived[n % RING_SLOTS];
-    mbarrier_arrive_expect_tx(arrived, SLOT_BYTES);
-    cp_async_bulk_tensor_2d_load(shared_address(slots + n % RING_SLOTS * SLOT_UNITS), &panel->x_map,
-                                 (r->tile0 + n % r->tiles) * TILE, (r->cluster + n / r->tiles * r->clusters) * TILE,
-                                 shared_address(arrived));
+/* Where tile number n of all this block works on begins. */
+DW_DEVICE void find_tile(const ring_plan *r, int n, int *row0, int *col0) {
+    const int even = r->slice[0].tiles, both = even + r->slice[1].tiles, within = n % both, odd = within >= even;
+    *row0 = panel_row(r, n / both * 2 + odd);
+    *col0 = (r->slice[odd].tile0 + within - odd * even) * TILE;
+}
+
+/* Asks for a tile. One thread; nobody uses the slot any more. */
+DW_DEVICE void fill_slot(const dw_cuda_rmsnorm_panel_params *panel, ring_shared *s, uint4 *slots, int slot, int row0,
+                         int col0) {
+    mbarrier_arrive_expect_tx(&s->arrived[slot], SLOT_BYTES);
+    cp_async_bulk_tensor_2d_load(shared_address(slots + slot * SLOT_UNITS), &panel->x_map, col0, row0,
+                                 shared_address(&s->arrived[slot]));
+}
+
+/* Until this block has written its tiles of a panel. */
+DW_DEVICE void wait_until_written(ring_shared *s, int panel) {
+    if (panel >= 0) {
+        mbarrier_wait_parity(&s->written[panel % 2], (uint32_t)(panel / 2) & 1);
+    }
+}
+
+/* What is to be written of a panel: a thread for each tile of the slice, by the summing group. */
+DW_DEVICE void list_work(const ring_plan *r, ring_shared *s, int panel, int i) {
+    const ring_slice *slice = &r->slice[panel % 2];
+    const bool whole = panel < r->whole;
+    const int parts = whole ? 1 : r->parts, part = whole ? 0 : r->part;
+    const int first = (part + parts - slice->tile0 % parts) % parts, before = tiles_before(r, panel);
+    if (i == 0) {
+        s->work_end[panel % WORK_PANELS] = before + (slice->tiles + parts - 1 - first) / parts;
+    }
+    if (i < slice->tiles && i % parts == first) {
+        const int n = before + i, next = n + RING_SLOTS;
+        ring_work work = {n, (slice->tile0 + i) * TILE, -1, -1};
+        if (next < tiles_before(r, r->panels)) {
+            find_tile(r, next, &work.next_row0, &work.next_col0);
+        }
+        s->work[(before + i / parts) % WORK_ITEMS] = work;
+    }
+}
+
+/* Until tile number n is in its slot. Not everybody waits for every tile, and a barrier's parity does not tell a phase
+ * from the one before the last: so first until the slot's tile before is written, for which the one before that must
+ * have been, and without the caller n cannot be. */
+DW_DEVICE void wait_for_tile(ring_shared *s, int n) {
+    const int round = n / RING_SLOTS, slot = n % RING_SLOTS;
+    if (round > 0) {
+        mbarrier_wait_parity(&s->empty[slot], (uint32_t)(round - 1) & 1);
+    }
+    mbarrier_wait_parity(&s->arrived[slot], (uint32_t)round & 1);
 }
 
 /* This half warp's sums of 8 rows to the rows' owners, a row a lane. A block without rows gets nothing. */
@@ -103,14 +202,23 @@ DW_DEVICE void send_rstd(const dw_cuda_rmsnorm_params *p, const ring_plan *r, ri
         mbarrier_arrive_expect_tx(&s->partials, partial_bytes(r));
     }
     st_async_f32(&s->rstd[panel % 2][row], &s->rstds[panel % 2], (uint32_t)to, rstd);
-    if (to == 0 && row0 + row < p->rows) {
+    if (to == 0 && writes_rows(r, panel) && row0 + row < p->rows) {
         p->rstd[row0 + row] = rstd;
     }
 }
 
-/* Row of x at which panel number `panel` of this cluster begins. */
-DW_DEVICE int panel_row(const ring_plan *r, int panel) {
-    return (r->cluster + panel * r->clusters) * TILE;
+/* The squares of a whole tile of x onto the sums, from memory. */
+DW_DEVICE void gather_from_memory(float sums[LANE_ROWS], const square_tile_place *at, const dw_cuda_rmsnorm_params *p) {
+    const uint16_t *from = (const uint16_t *)p->x + (at->row0 + at->lane_row) * p->x_ld + at->col0 + at->lane_unit * 8;
+    uint4 v[LANE_ROWS];
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        v[i] = ld_global_no_allocate_v4(from + i * p->x_ld);
+    }
+#pragma unroll
+    for (int i = 0; i < LANE_ROWS; i++) {
+        sums[i] = sum_of_squares(v[i], sums[i]);
+    }
 }
 
 /* The summing group, all panels. It may be ahead of the writing groups by what the ring holds, but sends nothing of a
@@ -122,16 +230,29 @@ DW_DEVICE int panel_row(const ring_plan *r, int panel) {
 DW_DEVICE void sum_panels(const dw_cuda_rmsnorm_params *p, const ring_plan *r, ring_shared *s, uint4 *slots) {
     const int thread = tile_thread();
 #pragma unroll 1
-    for (int k = 0, n = 0; k < r->panels; k++) {
+    for (int k = 0; k < r->panels; k++) {
+        const ring_slice *slice = &r->slice[k % 2];
         square_tile_place at = place_in_tile(panel_row(r, k), 0, p->rows, p->cols);
         float sums[LANE_ROWS] = {0.0f};
+        list_work(r, s, k, thread);
+        if (r->from_memory) {
+            wait_until_written(s, k - 2); /* which wait_for_tile asks for */
+        }
 #pragma unroll 1
-        for (int i = 0; i < r->tiles; i++, n++) {
-            at.col0 = (r->tile0 + i) * TILE;
-            mbarrier_wait_parity(&s->arrived[n % RING_SLOTS], (uint32_t)(n / RING_SLOTS) & 1);
-            gather_tile(sums, &at, slots + n % RING_SLOTS * SLOT_UNITS, p);
+        for (int j = 0; j < slice->tiles; j++) {
+            const bool last = r->from_memory && j == SUMMED_BEFORE;
+            const int i = last ? slice->tiles - 1 : r->from_memory && j > SUMMED_BEFORE ? j - 1 : j;
+            const int n = tiles_before(r, k) + i;
+            at.col0 = (slice->tile0 + i) * TILE;
+            if (last && tile_is_whole(&at)) {
+                gather_from_memory(sums, &at, p);
+            } else {
+                wait_for_tile(s, n);
+                gather_tile(sums, &at, slots + n % RING_SLOTS * SLOT_UNITS, p, writes_rows(r, k));
+            }
         }
         sum_over_half_warp(sums);
+        wait_until_written(s, k - 2);
         if (k == 0) {
             barrier_cluster_wait(); /* every block's barriers are ready by now */
         }
@@ -140,9 +261,6 @@ DW_DEVICE void sum_panels(const dw_cuda_rmsnorm_params *p, const ring_plan *r, r
             if (thread == 0 && k + 1 < r->panels) {
                 mbarrier_arrive_expect_tx(&s->rstds[(k + 1) % 2], TILE * 4);
             }
-        }
-        if (k > 1) {
-            mbarrier_wait_parity(&s->written[k % 2], (uint32_t)((k - 2) / 2) & 1);
         }
         __syncwarp();
         if (thread % 32 == 0) {
@@ -175,29 +293,42 @@ DW_DEVICE void write_tile(const dw_cuda_rmsnorm_params *p, square_tile_units *t,
                          block == DW_BLOCK_1X128 && p->transposed.square, DW_BF16, DW_E4M3, block);
 }
 
-/* A writing group, all panels: every second tile of them. */
+/* A warp of a writing group: whether the others were done with the tile before it. */
+DW_DEVICE bool last_of_group(ring_shared *s) {
+    return atom_add_acq_rel_shared(&s->warps_done[threadIdx.x / TILE_THREADS], 1) % TILE_WARPS == TILE_WARPS - 1;
+}
+
+/* A writing group, all panels. */
 DW_DEVICE void write_panels(const dw_cuda_rmsnorm_panel_params *panel, const ring_plan *r, ring_shared *s, uint4 *slots,
                             int group, int block) {
     const dw_cuda_rmsnorm_params *p = &panel->norm;
-    const int total = r->panels * r->tiles, thread = tile_thread();
     square_tile_units t;
+    int n = group; /* of what is written */
 #pragma unroll 1
     for (int k = 0; k < r->panels; k++) {
-        const int begin = k * r->tiles, end = begin + r->tiles;
-        square_tile_place at = place_in_tile(panel_row(r, k), 0, p->rows, p->cols);
         mbarrier_wait_parity(&s->rstds[k % 2], (uint32_t)(k / 2) & 1);
 #pragma unroll 1
-        for (int n = begin + (group + begin) % WRITING_GROUPS; n < end; n += WRITING_GROUPS) {
-            uint4 *slot = slots + n % RING_SLOTS * SLOT_UNITS;
-            at.col0 = (r->tile0 + n - begin) * TILE;
-            write_tile(p, &t, &at, s->rstd[k % 2], slot, block);
+        for (; n < s->work_end[k % WORK_PANELS]; n += WRITING_GROUPS) {
+            const ring_work *work = &s->work[n % WORK_ITEMS];
+            const square_tile_place at = place_in_tile(panel_row(r, k), work->col0, p->rows, p->cols);
+            if (r->from_memory) {
+                wait_for_tile(s, work->number);
+            }
+            write_tile(p, &t, &at, s->rstd[k % 2], slots + work->number % RING_SLOTS * SLOT_UNITS, block);
             fence_proxy_async();
-            tile_barrier();
-            if (thread == 0 && n + RING_SLOTS < total) {
-                fill_slot(panel, r, s, slots, n + RING_SLOTS);
+            __syncwarp();
+            asm volatile("" : "+r"(n)); /* else the address of `work` is kept meanwhile, one register too many */
+            if (threadIdx.x % 32 == 0 && last_of_group(s)) {
+                const ring_work *done = &s->work[n % WORK_ITEMS];
+                const int slot = done->number % RING_SLOTS;
+                if (done->next_row0 >= 0) {
+                    fill_slot(panel, s, slots, slot, done->next_row0, done->next_col0);
+                }
+                mbarrier_arrive(shared_address(&s->empty[slot]));
             }
         }
-        if (thread == 0) {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
             mbarrier_arrive(shared_address(&s->written[k % 2]));
         }
     }
@@ -206,35 +337,40 @@ DW_DEVICE void write_panels(const dw_cuda_rmsnorm_panel_params *panel, const rin
 DW_DEVICE void rmsnorm_quantize_ring(const dw_cuda_rmsnorm_panel_params *panel, int block) {
     extern __shared__ __align__(128) uint4 dynamic_shared[];
     ring_shared *s = (ring_shared *)(dynamic_shared + RING_SLOTS * SLOT_UNITS);
-    const ring_plan r = plan_of(panel);
-    const int group = (int)threadIdx.x / TILE_THREADS, total = r.panels * r.tiles;
+    const ring_plan *r = &s->plan;
+    const int group = (int)threadIdx.x / TILE_THREADS;
 
     if (threadIdx.x == 0) {
+        s->plan = plan_of(panel);
         for (int i = 0; i < RING_SLOTS; i++) {
             mbarrier_init(&s->arrived[i], 1);
+            mbarrier_init(&s->empty[i], 1);
         }
         mbarrier_init(&s->partials, 1);
+        s->warps_done[0] = s->warps_done[1] = 0;
         for (int i = 0; i < 2; i++) {
             mbarrier_init(&s->rstds[i], 1 + TILE_WARPS);
-            mbarrier_init(&s->written[i], WRITING_GROUPS);
+            mbarrier_init(&s->written[i], WRITING_GROUPS * TILE_WARPS);
         }
         fence_mbarrier_init();
-        for (int n = 0; n < min(RING_SLOTS, total); n++) {
-            fill_slot(panel, &r, s, dynamic_shared, n);
+        for (int n = 0; n < min(RING_SLOTS, tiles_before(r, r->panels)); n++) {
+            int row0, col0;
+            find_tile(r, n, &row0, &col0);
+            fill_slot(panel, s, dynamic_shared, n, row0, col0);
         }
-        if (r.own > 0) {
-            mbarrier_arrive_expect_tx(&s->partials, partial_bytes(&r));
+        if (r->own > 0) {
+            mbarrier_arrive_expect_tx(&s->partials, partial_bytes(r));
         }
-        for (int k = 0; k < min(r.panels, 2); k++) {
+        for (int k = 0; k < min(r->panels, 2); k++) {
             mbarrier_arrive_expect_tx(&s->rstds[k], TILE * 4);
         }
     }
     __syncthreads();
     barrier_cluster_arrive_relaxed();
     if (group < WRITING_GROUPS) {
-        write_panels(panel, &r, s, dynamic_shared, group, block);
+        write_panels(panel, r, s, dynamic_shared, group, block);
     } else {
-        sum_panels(&panel->norm, &r, s, dynamic_shared);
+        sum_panels(&panel->norm, r, s, dynamic_shared);
     }
 }
 

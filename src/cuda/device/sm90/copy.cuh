@@ -76,8 +76,4 @@ DW_DEVICE uint32_t max_u32(uint32_t a, uint32_t b) {
     return v;
 }
 
-/* The number of registers of each thread of this warpgroup: fewer for the one that only copies, more for the others. */
-#define setmaxnreg_dec(registers) asm volatile("setmaxnreg.dec.sync.aligned.u32 " #registers ";")
-#define setmaxnreg_inc(registers) asm volatile("setmaxnreg.inc.sync.aligned.u32 " #registers ";")
-
 #endif
