@@ -272,7 +272,6 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
     const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
-    bool waits = !GROUPED;
     ring_place place = {0, 0};
     batch_place batch = {0, 0};
     tile_walk walk;
@@ -281,14 +280,13 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
     for (int at = blockIdx.x / CLUSTER; at < walk.total; at += gridDim.x / CLUSTER) {
         tile_work work;
         walk_to(&walk, p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
-        if (waits) griddepcontrol_wait();
-        waits = false;
+        if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
         if (warp == 0) copy_tile(p, shared, &work, rank, &place, &batch);
 #if !B_VECTOR
         if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
 #endif
     }
-    if (waits) griddepcontrol_wait();
+    if (!GROUPED) griddepcontrol_wait();
     if (warp == 0) copy_end(shared, &place);
 }
 
@@ -707,8 +705,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
         setmaxnreg_dec(40);
 #endif
         const int warp = uniform(threadIdx.x % WARPGROUP / 32);
-        if (GROUPED || warp >= COPYING_WARPS) griddepcontrol_wait(); /* what is grouped reads first where groups end */
-        if (warp < COPYING_WARPS) copy_tiles(&p, shared, warp, rank);
+        if (warp < COPYING_WARPS) {
+            if (GROUPED) griddepcontrol_wait(); /* what is grouped reads first where groups end */
+            copy_tiles(&p, shared, warp, rank);
+        } else {
+            griddepcontrol_wait();
+        }
     } else {
 #if MATH_WARPGROUPS == 4
         setmaxnreg_inc(104);
