@@ -29,7 +29,7 @@ static void panels_cover_the_row_and_fit(void **state) {
         assert_true(p.ring || (p.cluster - 1) * p.block_tiles < tiles); /* no block without a tile */
         assert_true(!p.ring || p.cluster == DW_CUDA_PANEL_RANKS);       /* which share the tiles evenly */
         assert_int_equal(p.ring, tiles > 32);
-        assert_in_range(p.block_tiles, 1, p.ring ? DW_CUDA_RING_SLOTS : DW_CUDA_PANEL_TILES);
+        assert_in_range(p.block_tiles, 1, p.ring ? DW_CUDA_RING_TILES : DW_CUDA_PANEL_TILES);
         const uint32_t ring = DW_CUDA_RING_SLOTS * 32768 + DW_CUDA_RING_SHARED;
         assert_int_equal(p.shared_bytes, p.ring ? ring : (uint32_t)p.block_tiles * 33280 + DW_CUDA_PANEL_SHARED);
         const uint32_t rows_owned = (127 + p.cluster) / p.cluster;

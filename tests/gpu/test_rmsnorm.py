@@ -185,7 +185,7 @@ def test_widths(cols: int, block: str) -> None:
 
 @pytest.mark.parametrize("weight", [BF16, torch.float32])
 @pytest.mark.parametrize("square", [False, True])
-@pytest.mark.parametrize("cols", [200, 2048, 3600, 5000, 7168, 9000, 14336])
+@pytest.mark.parametrize("cols", [200, 2048, 3600, 5000, 7168, 9000, 12296, 14336])
 def test_residual_stride_weight_and_square_form(cols: int, square: bool, weight: torch.dtype) -> None:
     for ld in (cols, cols + 40, cols + 41):  # the last one is not aligned
         for residual in (False, True):
@@ -194,7 +194,7 @@ def test_residual_stride_weight_and_square_form(cols: int, square: bool, weight:
             case.verify()
 
 
-@pytest.mark.parametrize("cols", [1001, 4095, 7170])
+@pytest.mark.parametrize("cols", [1001, 4095, 7170, 14330])
 def test_columns_that_fill_no_unit(cols: int) -> None:
     for ld in (cols, -(-cols // 8) * 8):
         case = Case(133, cols, ld=ld, square=True)
@@ -216,7 +216,7 @@ def test_the_sum_may_replace_what_it_is_of(name: str) -> None:
             case.verify()
 
 
-@pytest.mark.parametrize("cols", [4224, 5120, 7168, 13312, 13440, 13704, 14336])
+@pytest.mark.parametrize("cols", [4224, 5120, 7168, 12296, 13312, 13440, 13704, 14336])
 def test_panels_that_clusters_share(cols: int) -> None:
     """Fewer panels than clusters, and one to six left over; slices that differ from panel to panel."""
     for rows in (100, 256, 900, 1024, 1050, 1300, 1600, 1790, 2040, 3800):

@@ -124,14 +124,15 @@ DW_DEVICE void bf16_column_scales(square_tile_shared *s, uint32_t round_add, boo
     }
 }
 
-/* This lane's elements, scaled along columns, into the shared transpose. */
+/* This lane's elements of a part of the columns, scaled along these, into the shared transpose. */
 DW_DEVICE void quantize_bf16_columns(square_tile_shared *s, const square_tile_place *at, const square_tile_units *t,
-                                     int element, int block) {
-    const int group = block == DW_BLOCK_1X32 ? at->lane_row / 32 : 0;
+                                     int part, int element, int block) {
+    const int group = block == DW_BLOCK_1X32 ? at->lane_row / 32 : 0, pairs = 4 / TILE_PARTS;
     const uint4 inverses = *(const uint4 *)&s->column_inverse_pairs[group][at->lane_unit * 4];
-    uint2 *to = (uint2 *)s->transposed + at->lane_unit * 128 + (at->lane_row / 8 ^ at->lane_unit);
+    uint2 *to = (uint2 *)s->transposed + at->lane_unit * (32 * pairs) + (at->lane_row / 8 ^ at->lane_unit);
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    for (int n = 0; n < pairs; n++) {
+        const int k = part * pairs + n;
         uint32_t word[LANE_ROWS];
 #pragma unroll
         for (int i = 0; i < LANE_ROWS; i++) {
@@ -151,9 +152,9 @@ DW_DEVICE void quantize_bf16_columns(square_tile_shared *s, const square_tile_pl
             low[i] = __uint_as_float(word[i] << 16);
             high[i] = __uint_as_float(word[i] & 0xFFFF0000u);
         }
-        to[32 * k] = make_uint2(pack_fp8x4(low[0], low[1], low[2], low[3], element),
+        to[32 * n] = make_uint2(pack_fp8x4(low[0], low[1], low[2], low[3], element),
                                 pack_fp8x4(low[4], low[5], low[6], low[7], element));
-        to[32 * k + 16] = make_uint2(pack_fp8x4(high[0], high[1], high[2], high[3], element),
+        to[32 * n + 16] = make_uint2(pack_fp8x4(high[0], high[1], high[2], high[3], element),
                                      pack_fp8x4(high[4], high[5], high[6], high[7], element));
     }
 }
@@ -185,9 +186,15 @@ DW_DEVICE void quantize_bf16_tile(square_tile_shared *s, const dw_cuda_quantized
     }
     tile_barrier();
     if (want_transposed) {
-        quantize_bf16_columns(s, at, t, element, block);
-        tile_barrier();
-        store_tile_columns(s, transposed, at, DW_BF16);
+#pragma unroll
+        for (int part = 0; part < TILE_PARTS; part++) {
+            if (part > 0) {
+                tile_barrier();
+            }
+            quantize_bf16_columns(s, at, t, part, element, block);
+            tile_barrier();
+            store_tile_columns(s, transposed, at, part, DW_BF16);
+        }
         store_column_scales(s, transposed, at, square, block);
     }
 }

@@ -16,6 +16,22 @@ DW_DEVICE uint4 ld_global_no_allocate_v4(const void *address) {
     return v;
 }
 
+/* What the L2 cache is told of data that will be read again: let go of it last. */
+DW_DEVICE uint64_t createpolicy_l2_evict_last(void) {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+/* 16 bytes past L1, with such a policy. */
+DW_DEVICE uint4 ld_global_no_allocate_l2_hint_v4(const void *address, uint64_t policy) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address), "l"(policy));
+    return v;
+}
+
 /* 16 bytes through L1, for accesses that take a 32-byte sector in two halves. */
 DW_DEVICE uint4 ld_global_v4(const void *address) {
     uint4 v;

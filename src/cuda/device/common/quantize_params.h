@@ -86,7 +86,7 @@ typedef struct dw_cuda_map {
  * blocks: one for every 128 rows, or at most so many. source_vector must be set, and both results wanted. Dynamic
  * shared memory: for a panel a slot of 128x128 elements of x for each tile of a block's slice, DW_CUDA_PANEL_SHARED
  * bytes, and a float for each column of a slice; for a ring DW_CUDA_RING_SLOTS slots and DW_CUDA_RING_SHARED bytes. A
- * ring's blocks share a panel's columns evenly, at most DW_CUDA_RING_SLOTS tiles each. */
+ * ring's blocks share a panel's columns evenly, at most DW_CUDA_RING_TILES tiles each. */
 typedef struct dw_cuda_rmsnorm_panel_params {
     dw_cuda_map x_map; /* of x: boxes of 128x128, no swizzle */
     dw_cuda_rmsnorm_params norm;
@@ -96,9 +96,10 @@ typedef struct dw_cuda_rmsnorm_panel_params {
 #define DW_CUDA_PANEL_RANKS 16
 #define DW_CUDA_PANEL_TILES 2
 #define DW_CUDA_PANEL_SHARED 8736
-#define DW_CUDA_RING_SLOTS 7
+#define DW_CUDA_RING_TILES 7
+#define DW_CUDA_RING_SLOTS 6
 #define DW_CUDA_RING_PARTIALS 144 /* ranks times the rows a block owns, at most */
-#define DW_CUDA_RING_SHARED 2952
+#define DW_CUDA_RING_SHARED 33760
 #define DW_CUDA_RING_THREADS 768
 
 /* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when

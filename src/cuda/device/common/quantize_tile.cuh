@@ -47,7 +47,7 @@ DW_DEVICE void quantize_square_block(square_tile_shared *s, const dw_cuda_quanti
     }
     if (want_transposed) {
         __syncthreads();
-        store_tile_columns(s, &p->transposed, at, source);
+        store_tile_columns(s, &p->transposed, at, 0, source);
     }
     if (threadIdx.x == 0) {
         const int r = at->row0 / TILE, c = at->col0 / TILE;

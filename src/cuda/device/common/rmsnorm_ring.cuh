@@ -4,25 +4,27 @@
  * Floor: 2 bytes read, 2 written for y and 1 for each form an element; with a residual 4 more.
  *
  * Plan: a cluster of 16 thread blocks, one on a multiprocessor, takes panels of 128 whole rows in turn; a block has a
- * slice of each. Its shared memory is a ring of slots of 32 KiB. A slot is filled again as soon as its tile is written,
- * with what comes DW_CUDA_RING_SLOTS tiles later, so the next panel is on its way while this one is worked on. One
- * group of 256 threads sums up the squares of tiles as they arrive, ahead of the two that take turns in writing tiles,
- * and lists for these what to write and what to ask for then: between two tiles they have no time for divisions. Shared
- * memory is nearly all slots, so the sums of squares do not go to every block but to the one block that owns the row (a
- * block owns a sixteenth of them), which adds them up and sends 1 / rms to all: two ways through the cluster, no fence,
- * and every run adds up in the same order. Where a slice fills the ring, the sums of the next panel would wait for the
- * last slot: there one tile of each panel is summed up from memory, and read again when its slot is free. Panels that
- * do not come out even for the clusters are read by several, each of which writes a part.
+ * slice of each. Its shared memory is a ring of slots of 32 KiB. A slot is filled again, with what comes
+ * DW_CUDA_RING_SLOTS tiles later, as soon as its tile is in registers, where it is for all the time that it takes to
+ * write it; so the next panel is on its way while this one is worked on. One group of 256 threads sums up the squares
+ * of tiles as they arrive, ahead of the two that take turns in writing tiles, and lists for these what to write and
+ * what to ask for: between two tiles they have no time for divisions. A writing group takes its next tile when it has
+ * been summed up, whether 1 / rms is known or not. Shared memory is nearly all slots: transposed bytes go through a
+ * quarter of a slot, one half of a tile after the other, and the sums of squares do not go to every block but to the
+ * one block that owns the row (a block owns a sixteenth of them), which adds them up and sends 1 / rms to all: two ways
+ * through the cluster, no fence, and every run adds up in the same order. Where a slice is more than the ring holds,
+ * its last tile is summed up from memory, first of all, and comes to its slot later. Panels that do not come out even
+ * for the clusters are read by several, each of which writes a part.
  * What was measured is in docs/measured-facts.md. */
 #ifndef DW_DEVICE_RMSNORM_RING_CUH
 #define DW_DEVICE_RMSNORM_RING_CUH
 
 #define TILE_GROUPS 3
+#define TILE_PARTS 2
 #define WRITING_GROUPS 2 /* and one that sums up */
 #include "common/norm_slot.cuh"
 
 #define RING_SLOTS DW_CUDA_RING_SLOTS
-#define SUMMED_BEFORE 4 /* tiles, before the one that is summed up from memory */
 
 /* Slices of panels in turn: where the columns do not come out even, a block has one tile more in every second panel. */
 typedef struct ring_slice {
@@ -34,13 +36,13 @@ typedef struct ring_plan {
     int cluster, clusters; /* which of how many: panels cluster, cluster + clusters, ... */
     int panels;            /* this cluster's */
     ring_slice slice[2];   /* of its panels of even and of odd number */
-    bool from_memory;      /* the last tile of a slice is summed up from memory */
+    bool from_memory;      /* the last tile of a slice is summed up from memory, before the others */
     int rank, ranks;
     int owner_rows, own;    /* rows that a block owns, and this one */
     int whole, part, parts; /* how many panels this cluster has alone; which of how many parts of its last it writes */
 } ring_plan;
 
-/* What a writing group needs to know of a tile, and what to copy into its slot when it has been written. */
+/* What a writing group needs to know of a tile, and what to copy into its slot when it is in registers. */
 typedef struct __align__(16) ring_work {
     int number, col0;         /* of all tiles this block works on */
     int next_col0, next_row0; /* -1: nothing */
@@ -54,7 +56,8 @@ typedef struct ring_shared {
     float partial[2][DW_CUDA_RING_PARTIALS]; /* [block and row owned], from everywhere */
     float rstd[2][TILE];
     uint64_t arrived[RING_SLOTS]; /* a slot's tile */
-    uint64_t empty[RING_SLOTS];   /* it has been written, and nobody uses its slot any more */
+    uint64_t summed[RING_SLOTS];  /* it has been summed up in its slot */
+    uint64_t empty[RING_SLOTS];   /* it is in registers, and nobody uses its slot any more */
     uint64_t partials;            /* all of a panel's that this block adds up */
     uint64_t rstds[2];            /* 1 / rms of all rows, and this block's slots summed up */
     uint64_t written[2];          /* this block's tiles of a panel */
@@ -62,6 +65,7 @@ typedef struct ring_shared {
     ring_work work[WORK_ITEMS]; /* number n of all at n % WORK_ITEMS */
     int work_end[WORK_PANELS];  /* of a panel */
     uint32_t warps_done[WRITING_GROUPS];
+    alignas(16) square_tile_shared scratch[WRITING_GROUPS];
 } ring_shared;
 
 static_assert(sizeof(ring_shared) <= DW_CUDA_RING_SHARED, "the host sizes shared memory by it");
@@ -71,6 +75,13 @@ static_assert(TILE_GROUPS * TILE_THREADS == DW_CUDA_RING_THREADS, "the host laun
  */
 DW_DEVICE bool may_share(const dw_cuda_rmsnorm_params *p) {
     return p->h != p->x && (p->residual == NULL || p->h != p->residual);
+}
+
+/* How many of `clusters` clusters share a panel. Where a slice is more than the ring holds, such a number that a slot's
+ * tiles are all the same cluster's to write. */
+DW_DEVICE int parts_of(int clusters, int tiles) {
+    static_assert(RING_SLOTS == 6, "its divisors");
+    return tiles <= RING_SLOTS ? clusters : clusters >= 6 ? 6 : clusters >= 3 ? 3 : clusters;
 }
 
 DW_DEVICE ring_plan plan_of(const dw_cuda_rmsnorm_panel_params *panel) {
@@ -84,10 +95,14 @@ DW_DEVICE ring_plan plan_of(const dw_cuda_rmsnorm_panel_params *panel) {
         slice->tile0 = begin / r.ranks;
         slice->tiles = (begin + raster->tile_cols) / r.ranks - slice->tile0;
     }
-    r.from_memory = panel->norm.residual == NULL && max(r.slice[0].tiles, r.slice[1].tiles) == RING_SLOTS;
+    const int own_most = max(r.slice[0].tiles, r.slice[1].tiles);
+    const bool whole_units = panel->norm.residual == NULL && panel->norm.cols % 8 == 0;
+    r.from_memory = whole_units && own_most > RING_SLOTS;
     r.whole = raster->tile_rows / r.clusters;
-    const int left = raster->tile_rows - r.whole * r.clusters;
-    r.parts = left > 0 && may_share(&panel->norm) ? r.clusters / left : 1;
+    /* What the blocks of a cluster must agree on follows from the largest slice of them all. */
+    const int left = raster->tile_rows - r.whole * r.clusters, most = (raster->tile_cols + r.ranks - 1) / r.ranks;
+    const bool fits = whole_units || most <= RING_SLOTS; /* else a tile must be written before the last has room */
+    r.parts = left > 0 && fits && may_share(&panel->norm) ? parts_of(r.clusters / left, most) : 1;
     r.part = r.cluster % r.parts;
     r.panels = r.whole + (r.cluster / r.parts < left);
     r.owner_rows = (TILE + r.ranks - 1) / r.ranks;
@@ -122,6 +137,13 @@ DW_DEVICE void find_tile(const ring_plan *r, int n, int *row0, int *col0) {
     *col0 = (r->slice[odd].tile0 + within - odd * even) * TILE;
 }
 
+/* Whether tile number n, at a column, is needed in a slot: not where it is summed up from memory and another cluster's
+ * to write. Nobody would wait for it, and its copy might arrive after this block is gone. */
+DW_DEVICE bool needs_slot(const ring_plan *r, int n, int col0) {
+    return r->panels == r->whole || !r->from_memory || n < tiles_before(r, r->panels) - 1 ||
+           col0 / TILE % r->parts == r->part;
+}
+
 /* Asks for a tile. One thread; nobody uses the slot any more. */
 DW_DEVICE void fill_slot(const dw_cuda_rmsnorm_panel_params *panel, ring_shared *s, uint4 *slots, int slot, int row0,
                          int col0) {
@@ -151,14 +173,15 @@ DW_DEVICE void list_work(const ring_plan *r, ring_shared *s, int panel, int i) {
         ring_work work = {n, (slice->tile0 + i) * TILE, -1, -1};
         if (next < tiles_before(r, r->panels)) {
             find_tile(r, next, &work.next_row0, &work.next_col0);
+            work.next_row0 = needs_slot(r, next, work.next_col0) ? work.next_row0 : -1;
         }
         s->work[(before + i / parts) % WORK_ITEMS] = work;
     }
 }
 
-/* Until tile number n is in its slot. Not everybody waits for every tile, and a barrier's parity does not tell a phase
- * from the one before the last: so first until the slot's tile before is written, for which the one before that must
- * have been, and without the caller n cannot be. */
+/* The summing group: until tile number n is in its slot. It does not wait for tiles that it sums up from memory, and a
+ * barrier's parity does not tell a phase from the one before the last: so first until the slot's tile before is in
+ * registers, as the one before that must be, since a slot's tiles are the same writing group's. */
 DW_DEVICE void wait_for_tile(ring_shared *s, int n) {
     const int round = n / RING_SLOTS, slot = n % RING_SLOTS;
     if (round > 0) {
@@ -207,13 +230,18 @@ DW_DEVICE void send_rstd(const dw_cuda_rmsnorm_params *p, const ring_plan *r, ri
     }
 }
 
-/* The squares of a whole tile of x onto the sums, from memory. */
+/* The squares of a tile of x onto the sums, from memory; whole units. */
 DW_DEVICE void gather_from_memory(float sums[LANE_ROWS], const square_tile_place *at, const dw_cuda_rmsnorm_params *p) {
     const uint16_t *from = (const uint16_t *)p->x + (at->row0 + at->lane_row) * p->x_ld + at->col0 + at->lane_unit * 8;
     uint4 v[LANE_ROWS];
+    const uint64_t kept = createpolicy_l2_evict_last();
+    const int rows = at->col0 + at->lane_unit * 8 < at->cols ? at->rows - at->row0 - at->lane_row : 0;
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
-        v[i] = ld_global_no_allocate_v4(from + i * p->x_ld);
+        v[i] = make_uint4(0, 0, 0, 0);
+        if (i < rows) {
+            v[i] = ld_global_no_allocate_l2_hint_v4(from + i * p->x_ld, kept);
+        }
     }
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
@@ -235,20 +263,20 @@ DW_DEVICE void sum_panels(const dw_cuda_rmsnorm_params *p, const ring_plan *r, r
         square_tile_place at = place_in_tile(panel_row(r, k), 0, p->rows, p->cols);
         float sums[LANE_ROWS] = {0.0f};
         list_work(r, s, k, thread);
-        if (r->from_memory) {
-            wait_until_written(s, k - 2); /* which wait_for_tile asks for */
-        }
 #pragma unroll 1
         for (int j = 0; j < slice->tiles; j++) {
-            const bool last = r->from_memory && j == SUMMED_BEFORE;
-            const int i = last ? slice->tiles - 1 : r->from_memory && j > SUMMED_BEFORE ? j - 1 : j;
-            const int n = tiles_before(r, k) + i;
+            const bool from_memory = r->from_memory && j == 0;
+            const int i = from_memory ? slice->tiles - 1 : j - r->from_memory, n = tiles_before(r, k) + i;
             at.col0 = (slice->tile0 + i) * TILE;
-            if (last && tile_is_whole(&at)) {
+            if (from_memory) {
                 gather_from_memory(sums, &at, p);
             } else {
                 wait_for_tile(s, n);
                 gather_tile(sums, &at, slots + n % RING_SLOTS * SLOT_UNITS, p, writes_rows(r, k));
+                __syncwarp();
+                if (thread % 32 == 0) {
+                    mbarrier_arrive(shared_address(&s->summed[n % RING_SLOTS]));
+                }
             }
         }
         sum_over_half_warp(sums);
@@ -275,21 +303,20 @@ DW_DEVICE void sum_panels(const dw_cuda_rmsnorm_params *p, const ring_plan *r, r
     }
 }
 
+/* A tile in registers, to memory. */
 DW_DEVICE void write_tile(const dw_cuda_rmsnorm_params *p, square_tile_units *t, const square_tile_place *at,
-                          const float *rstd, uint4 *slot, int block) {
+                          const float *rstd, square_tile_shared *scratch, int block) {
     float w[8];
     load_weights(w, p->weight, p->weight_is_f32, p->weight_offset, 1, at->col0 + at->lane_unit * 8, p->cols);
-    load_slot(t, at, slot);
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; i++) {
         t->v[i][0] = normalized_unit(t->v[i][0], rstd[at->lane_row + i], w);
     }
     forget_unpacked(t, DW_BF16);
-    tile_barrier(); /* the slot, now in registers, becomes scratch memory */
     if (p->y != NULL) {
         store_y(t, at, p);
     }
-    quantize_square_tile((square_tile_shared *)slot, &p->row, &p->transposed, at, t, p->round_add, true, true,
+    quantize_square_tile(scratch, &p->row, &p->transposed, at, t, p->round_add, true, true,
                          block == DW_BLOCK_1X128 && p->transposed.square, DW_BF16, DW_E4M3, block);
 }
 
@@ -298,7 +325,9 @@ DW_DEVICE bool last_of_group(ring_shared *s) {
     return atom_add_acq_rel_shared(&s->warps_done[threadIdx.x / TILE_THREADS], 1) % TILE_WARPS == TILE_WARPS - 1;
 }
 
-/* A writing group, all panels. */
+/* A writing group, all panels. Of a panel that is its cluster's alone it takes its first tile before 1 / rms is known:
+ * that makes room for another. There tile n is number n of what is written, and as the number of slots is even, a
+ * slot's tiles are always the same group's, which therefore sees every phase of the slot's barrier. */
 DW_DEVICE void write_panels(const dw_cuda_rmsnorm_panel_params *panel, const ring_plan *r, ring_shared *s, uint4 *slots,
                             int group, int block) {
     const dw_cuda_rmsnorm_params *p = &panel->norm;
@@ -306,26 +335,37 @@ DW_DEVICE void write_panels(const dw_cuda_rmsnorm_panel_params *panel, const rin
     int n = group; /* of what is written */
 #pragma unroll 1
     for (int k = 0; k < r->panels; k++) {
-        mbarrier_wait_parity(&s->rstds[k % 2], (uint32_t)(k / 2) & 1);
+        const bool shared = k >= r->whole && r->parts > 1;
+        if (shared) {
+            mbarrier_wait_parity(&s->rstds[k % 2], (uint32_t)(k / 2) & 1);
+        }
+        const int end = shared ? s->work_end[k % WORK_PANELS] : tiles_before(r, k + 1);
 #pragma unroll 1
-        for (; n < s->work_end[k % WORK_PANELS]; n += WRITING_GROUPS) {
+        for (; n < end; n += WRITING_GROUPS) {
             const ring_work *work = &s->work[n % WORK_ITEMS];
-            const square_tile_place at = place_in_tile(panel_row(r, k), work->col0, p->rows, p->cols);
-            if (r->from_memory) {
-                wait_for_tile(s, work->number);
-            }
-            write_tile(p, &t, &at, s->rstd[k % 2], slots + work->number % RING_SLOTS * SLOT_UNITS, block);
+            const int number = shared ? work->number : n, slot = number % RING_SLOTS;
+            const bool unsummed = !shared && r->from_memory && n == end - 1;
+            mbarrier_wait_parity(shared || unsummed ? &s->arrived[slot] : &s->summed[slot],
+                                 (uint32_t)(number / RING_SLOTS) & 1);
+            const square_tile_place lane = place_in_tile(0, 0, 0, 0); /* where the tile lies matters later */
+            load_slot(&t, &lane, slots + slot * SLOT_UNITS);
             fence_proxy_async();
             __syncwarp();
-            asm volatile("" : "+r"(n)); /* else the address of `work` is kept meanwhile, one register too many */
-            if (threadIdx.x % 32 == 0 && last_of_group(s)) {
-                const ring_work *done = &s->work[n % WORK_ITEMS];
-                const int slot = done->number % RING_SLOTS;
-                if (done->next_row0 >= 0) {
-                    fill_slot(panel, s, slots, slot, done->next_row0, done->next_col0);
+            if (threadIdx.x % 32 == 0) {
+                if (unsummed) {
+                    mbarrier_arrive(shared_address(&s->summed[slot]));
                 }
-                mbarrier_arrive(shared_address(&s->empty[slot]));
+                if (last_of_group(s)) {
+                    if (work->next_row0 >= 0) {
+                        fill_slot(panel, s, slots, slot, work->next_row0, work->next_col0);
+                    }
+                    mbarrier_arrive(shared_address(&s->empty[slot]));
+                }
             }
+            asm volatile("" : "+r"(n), "+r"(k)); /* else what was made of them is kept meanwhile, a register too many */
+            mbarrier_wait_parity(&s->rstds[k % 2], (uint32_t)(k / 2) & 1);
+            const square_tile_place at = place_in_tile(panel_row(r, k), s->work[n % WORK_ITEMS].col0, p->rows, p->cols);
+            write_tile(p, &t, &at, s->rstd[k % 2], &s->scratch[group], block);
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0) {
@@ -344,6 +384,7 @@ DW_DEVICE void rmsnorm_quantize_ring(const dw_cuda_rmsnorm_panel_params *panel, 
         s->plan = plan_of(panel);
         for (int i = 0; i < RING_SLOTS; i++) {
             mbarrier_init(&s->arrived[i], 1);
+            mbarrier_init(&s->summed[i], TILE_WARPS);
             mbarrier_init(&s->empty[i], 1);
         }
         mbarrier_init(&s->partials, 1);
@@ -356,7 +397,9 @@ DW_DEVICE void rmsnorm_quantize_ring(const dw_cuda_rmsnorm_panel_params *panel, 
         for (int n = 0; n < min(RING_SLOTS, tiles_before(r, r->panels)); n++) {
             int row0, col0;
             find_tile(r, n, &row0, &col0);
-            fill_slot(panel, s, dynamic_shared, n, row0, col0);
+            if (needs_slot(r, n, col0)) {
+                fill_slot(panel, s, dynamic_shared, n, row0, col0);
+            }
         }
         if (r->own > 0) {
             mbarrier_arrive_expect_tx(&s->partials, partial_bytes(r));

@@ -26,6 +26,12 @@
 #define TILE_GROUPS 1
 #endif
 
+/* The transposed bytes pass through shared memory in this many parts, each of some columns of every unit: 1 or, for
+ * BF16, 2, where a kernel that has no room for more defines it before it includes this file. */
+#ifndef TILE_PARTS
+#define TILE_PARTS 1
+#endif
+
 /* This thread's number in its group. */
 DW_DEVICE int tile_thread(void) {
     return TILE_GROUPS == 1 ? (int)threadIdx.x : (int)threadIdx.x % TILE_THREADS;
@@ -41,7 +47,7 @@ DW_DEVICE void tile_barrier(void) {
 }
 
 typedef struct square_tile_shared {
-    uint4 transposed[TILE * TILE / 16];
+    uint4 transposed[TILE * TILE / 16 / TILE_PARTS];
     union {
         uint32_t column_amax_f32[TILE_WARPS][TILE];     /* FP16 uses the first half of each row, packed */
         uint32_t column_amax[2 * TILE_WARPS][TILE / 2]; /* BF16: [8 rows][two columns] */
@@ -326,19 +332,20 @@ DW_DEVICE void quantize_tile_columns(square_tile_shared *s, const square_tile_pl
     }
 }
 
-/* The shared transpose to memory: 8 lanes write the 128 bytes of a column. */
+/* The shared transpose, or the part of it that is there, to memory: 8 lanes write the 128 bytes of a column. */
 DW_DEVICE void store_tile_columns(const square_tile_shared *s, const dw_cuda_quantized *out,
-                                  const square_tile_place *at, int source) {
-    const int passes = TILE * 8 / TILE_THREADS, stride = TILE_THREADS / 8;
+                                  const square_tile_place *at, int part, int source) {
+    const int passes = TILE * 8 / TILE_PARTS / TILE_THREADS, stride = TILE_THREADS / 8 * TILE_PARTS;
+    const uint32_t unit = (uint32_t)unit_elements(source), own = unit / TILE_PARTS; /* columns of a unit in a part */
     const bool whole = out->vector && tile_is_whole(at);
-    const uint32_t chunk = (uint32_t)tile_thread() % 8, first = (uint32_t)tile_thread() / 8;
+    const uint32_t chunk = (uint32_t)tile_thread() % 8, slot = (uint32_t)tile_thread() / 8;
+    const uint32_t first = slot / own * unit + (uint32_t)part * own + slot % own;
     const int row = at->row0 + (int)chunk * 16;
     uint8_t *to = out->data + (at->col0 + (int)first) * out->ld + row;
 #pragma unroll
     for (int pass = 0; pass < passes; pass++) {
-        const uint32_t column = (uint32_t)(pass * stride) + first;
-        const uint32_t writer = column / (uint32_t)unit_elements(source) % 16;
-        uint4 v = s->transposed[column * 8 + (chunk ^ writer / 2)];
+        const uint32_t column = (uint32_t)(pass * stride) + first, writer = column / unit % 16;
+        uint4 v = s->transposed[(uint32_t)(pass * TILE_THREADS) + slot * 8 + (chunk ^ writer / 2)];
         if (writer & 1) {
             v = make_uint4(v.z, v.w, v.x, v.y);
         }
@@ -407,7 +414,7 @@ DW_DEVICE void quantize_square_tile(square_tile_shared *s, const dw_cuda_quantiz
         tile_barrier();
         quantize_tile_columns(s, at, t, 0.0f, source, element, block);
         tile_barrier();
-        store_tile_columns(s, transposed, at, source);
+        store_tile_columns(s, transposed, at, 0, source);
         store_column_scales(s, transposed, at, square, block);
     }
     if (want_row) {
