@@ -71,9 +71,9 @@ def run_grouped(results: Path, rounds: int) -> Path:
         contenders: dict[str, Callable[[int], Any]] = {
             routing: turns([grouped(GROUP_M, ends[routing], a, b, out)]) for routing in ROUTINGS
         }
-        contenders["torch"] = turns([_row_wise(a, b, experts, n, ends["equal"])])
+        contenders["torch"] = turns([row_wise(a, b, experts, n, ends["equal"])])
         if library is not None:
-            contenders["deepgemm"] = turns([_deep_gemm(library, a, b, experts, n, out)])
+            contenders["deepgemm"] = turns([deep_gemm_grouped(library, a, b, experts, n, out)])
         times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
         rates = {name: 2 * tokens * n * k / time / 1e9 for name, time in times.items()}
         own = {routing: rates.pop(routing) for routing in ROUTINGS}
@@ -154,7 +154,7 @@ def run_bf16(results: Path, rounds: int) -> Path:
     return result.write(results)
 
 
-def _row_wise(a: Operand, b: Operand, experts: int, n: int, ends: torch.Tensor) -> Callable[[], Any]:
+def row_wise(a: Operand, b: Operand, experts: int, n: int, ends: torch.Tensor) -> Callable[[], Any]:
     ones_a = torch.ones(a.rows, device=DEVICE)
     ones_b = torch.ones(experts, n, device=DEVICE)
     weights = b.bytes.view(experts, n, b.cols).transpose(-2, -1)
@@ -163,7 +163,9 @@ def _row_wise(a: Operand, b: Operand, experts: int, n: int, ends: torch.Tensor) 
     )
 
 
-def _deep_gemm(library: Any, a: Operand, b: Operand, experts: int, n: int, out: torch.Tensor) -> Callable[[], Any]:
+def deep_gemm_grouped(
+    library: Any, a: Operand, b: Operand, experts: int, n: int, out: torch.Tensor
+) -> Callable[[], Any]:
     left = (a.bytes, deep_gemm_scales(library, a))
     right = (b.bytes.view(experts, n, b.cols), b.scales_by_row().view(experts, n // 128, b.cols // 128))
     owners = (torch.arange(a.rows, device=DEVICE) // (a.rows // experts)).int()

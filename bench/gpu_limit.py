@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
-from bench import common, gpu_common, unscaled
+from bench import common, gpu_common, gpu_grouped, unscaled
 from bench.gpu_common import DEVICE
 from bench.gpu_gemm import SHAPES, deep_gemm_nt, row_wise
-from bench.gpu_operands import LAUNCHES, Operand, deep_gemm, product, turns
+from bench.gpu_operands import GROUP_M, LAUNCHES, Operand, deep_gemm, grouped, product, turns
 from bench.gpu_sampler import Sampler, ceilings
 from deepwell import cuda_linear as cl
 
+# Of the products of few rows, those in which cuBLASLt row-wise is ahead.
+FEW_ROWS = ((512, 4096, 4096), (256, 14336, 4096), (512, 14336, 4096))
+GROUPED_SHAPES = gpu_grouped.SHAPES
 FLOP_PER_CYCLE = 8192  # of a multiprocessor's four tensor cores in FP8, dense
 SETTLE_S = 0.25  # under load before the window: power has found its clock
 WINDOW_S = 0.5
@@ -29,8 +32,9 @@ LARGEST = 2
 
 
 def run(results: Path, rounds: int) -> Path:
-    """gemm_limit.json: products of 1x128 by 128x128 blocks into BF16 with TFLOP/s in windows and under sustained load,
-    and the clock, the power and the share of the tensor cores' peak at that clock which go with the latter."""
+    """gemm_limit.json: products of 1x128 by 128x128 blocks into BF16, dense and in groups along M, with TFLOP/s in
+    windows and under sustained load, and the clock, the power and the share of the tensor cores' peak at that clock
+    which go with the latter."""
     result = gpu_common.new_result("gemm_limit")
     library, reason = deep_gemm()
     if library is None:
@@ -41,40 +45,60 @@ def run(results: Path, rounds: int) -> Path:
         result.absent("unscaled", str(error))
         kernels = {}
     for name, kernel in kernels.items():
-        check(name, kernel)
-    clock_limit, power_limit = ceilings()
-    for m, n, k in SHAPES:
+        check(name, kernel, groups=name in unscaled.GROUPED)
+    dense = {name: kernel for name, kernel in kernels.items() if name not in unscaled.GROUPED}
+    of_groups = {name: kernel for name, kernel in kernels.items() if name in unscaled.GROUPED}
+    for m, n, k in (*SHAPES, *FEW_ROWS):
         count = gpu_common.rotation(m * k + n * k + 2 * m * n)
-        contenders = _contenders(m, n, k, count, library, kernels)
-        times = gpu_common.interleaved(contenders, rounds, launches=max(LAUNCHES, count))
-        best = min(kernels, key=times.__getitem__, default=None)
-        case = f"{m} x {n} x {k}"
-        if best is not None:  # which of them it is stands in the case
-            contenders["unscaled"], times["unscaled"] = contenders[best], times[best]
-            case += f", {best} without scales"
-        for name in kernels:
-            del contenders[name], times[name]
-        operations = 2 * m * n * k
-        loaded: dict[str, dict[str, float]] = {}
-        with Sampler() as sampler:
-            order = list(contenders.items())
-            random.Random(case).shuffle(order)
-            for name, call in order:
-                took, begin, end = sustain(call, times[name], count)
-                clock, power = sampler.medians(begin, end)
-                rate = operations / took / 1e9
-                loaded[name] = {"rate": rate, "clock": clock, "power": power, "share": 100 * share(rate, clock)}
-        rates = {name: operations / time / 1e9 for name, time in times.items()}
-        result.row(case, "product", "TFLOP/s", rates.pop("deepwell"), **rates)
-        for figure, metric, unit, limit in (
-            ("rate", "product, sustained load", "TFLOP/s", None),
-            ("clock", "clock, sustained load", "MHz", clock_limit),
-            ("power", "power, sustained load", "W", power_limit),
-            ("share", "share of the tensor cores at that clock", "%", None),
-        ):
-            figures = {name: loaded[name][figure] for name in contenders}
-            result.row(case, metric, unit, figures.pop("deepwell"), limit, **figures)
+        contenders = _contenders(m, n, k, count, library, dense)
+        _measure(result, f"{m} x {n} x {k}", 2 * m * n * k, contenders, dense, count, rounds)
+    for tokens, experts, n, k in GROUPED_SHAPES:
+        contenders = _grouped_contenders(tokens, experts, n, k, library, of_groups)
+        case = f"{tokens} tokens, {experts} experts, {n} x {k}"
+        _measure(result, case, 2 * tokens * n * k, contenders, of_groups, 1, rounds)
+        del contenders
+        torch.cuda.empty_cache()
     return result.write(results)
+
+
+def _measure(
+    result: common.Result,
+    case: str,
+    operations: int,
+    contenders: dict[str, Callable[[int], Any]],
+    kernels: dict[str, unscaled.Kernel],
+    count: int,
+    rounds: int,
+) -> None:
+    """A case's rows. Of `kernels`, which are among the contenders, the fastest stays, as "unscaled"; `count` sets of
+    buffers take turns."""
+    clock_limit, power_limit = ceilings()
+    times = gpu_common.interleaved(contenders, rounds, launches=max(LAUNCHES, count))
+    best = min(kernels, key=times.__getitem__, default=None)
+    if best is not None:  # which of them it is stands in the case
+        contenders["unscaled"], times["unscaled"] = contenders[best], times[best]
+        case += f", {best.removeprefix('grouped_')} without scales"
+    for name in kernels:
+        del contenders[name], times[name]
+    loaded: dict[str, dict[str, float]] = {}
+    with Sampler() as sampler:
+        order = list(contenders.items())
+        random.Random(case).shuffle(order)
+        for name, call in order:
+            took, begin, end = sustain(call, times[name], count)
+            clock, power = sampler.medians(begin, end)
+            rate = operations / took / 1e9
+            loaded[name] = {"rate": rate, "clock": clock, "power": power, "share": 100 * share(rate, clock)}
+    rates = {name: operations / time / 1e9 for name, time in times.items()}
+    result.row(case, "product", "TFLOP/s", rates.pop("deepwell"), **rates)
+    for figure, metric, unit, limit in (
+        ("rate", "product, sustained load", "TFLOP/s", None),
+        ("clock", "clock, sustained load", "MHz", clock_limit),
+        ("power", "power, sustained load", "W", power_limit),
+        ("share", "share of the tensor cores at that clock", "%", None),
+    ):
+        figures = {name: loaded[name][figure] for name in contenders}
+        result.row(case, metric, unit, figures.pop("deepwell"), limit, **figures)
 
 
 def _contenders(
@@ -97,8 +121,31 @@ def _contenders(
     return contenders
 
 
-def _unscaled(kernel: unscaled.Kernel, *tensors: torch.Tensor) -> Callable[[], None]:
-    return kernel.product(*tensors, multiprocessors(), lambda: cl.place_of(DEVICE)[1])
+def _grouped_contenders(
+    tokens: int, experts: int, n: int, k: int, library: Any, kernels: dict[str, unscaled.Kernel]
+) -> dict[str, Callable[[int], Any]]:
+    """The same of groups of equal size."""
+    a, b = Operand(tokens, k, cl.BLOCK_1X128), Operand(experts * n, k, cl.BLOCK_128X128, groups=experts)
+    out = torch.empty(tokens, n, device=DEVICE, dtype=torch.bfloat16)
+    ends = gpu_grouped.on_device(gpu_grouped.ends_of(tokens, experts, "equal"))
+    calls = {"deepwell": grouped(GROUP_M, ends, a, b, out), "torch": gpu_grouped.row_wise(a, b, experts, n, ends)}
+    if library is not None:
+        calls["deepgemm"] = gpu_grouped.deep_gemm_grouped(library, a, b, experts, n, out)
+    for name, kernel in kernels.items():
+        calls[name] = _unscaled(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends)
+    return {name: turns([call]) for name, call in calls.items()}
+
+
+def _unscaled(
+    kernel: unscaled.Kernel,
+    a: torch.Tensor,
+    a_scales: torch.Tensor,
+    b: torch.Tensor,
+    b_scales: torch.Tensor,
+    out: torch.Tensor,
+    ends: torch.Tensor | None = None,
+) -> Callable[[], None]:
+    return kernel.product(a, a_scales, b, b_scales, out, multiprocessors(), lambda: cl.place_of(DEVICE)[1], ends)
 
 
 @functools.cache
@@ -111,19 +158,31 @@ def share(rate: float, clock: float) -> float:
     return rate * 1e12 / (multiprocessors() * FLOP_PER_CYCLE * clock * 1e6)
 
 
-def check(name: str, kernel: unscaled.Kernel) -> None:
-    """Raises BenchError unless the kernel multiplies: small integers, whose sums are exact, with all scales 1."""
+def check(name: str, kernel: unscaled.Kernel, groups: bool = False) -> None:
+    """Raises BenchError unless the kernel multiplies: small integers, whose sums are exact, with all scales 1; rows in
+    four groups, one of them empty, if it is for groups."""
     m, n, k = CHECKED
     seed = torch.seed()
+    row_ends = [m // 3, m // 3, m // 2, m] if groups else [m]
     a, b = (
         torch.randint(-LARGEST, LARGEST + 1, (rows, k), device=DEVICE).to(torch.float32).to(torch.float8_e4m3fn)
-        for rows in (m, n)
+        for rows in (m, n * len(row_ends))
     )
     blocks = -(-k // 128)
-    ones = torch.ones(blocks, m, device=DEVICE), torch.ones(-(-n // 128), -(-blocks // 4) * 4, device=DEVICE)
+    ones = (
+        torch.ones(blocks, m, device=DEVICE),
+        torch.ones(-(-n // 128) * len(row_ends), -(-blocks // 4) * 4, device=DEVICE),
+    )
     out = torch.full((m, n), math.nan, device=DEVICE, dtype=torch.bfloat16)
-    _unscaled(kernel, a, ones[0], b, ones[1], out)()
-    wrong = int((out != (a.double() @ b.double().t()).to(torch.bfloat16)).sum())
+    ends = torch.tensor(row_ends, dtype=torch.int32, device=DEVICE) if groups else None
+    _unscaled(kernel, a, ones[0], b, ones[1], out, ends)()
+    expected = torch.cat(
+        [
+            rows.double() @ weights.double().t()
+            for rows, weights in zip(a.tensor_split(row_ends[:-1]), b.split(n), strict=True)
+        ]
+    )
+    wrong = int((out != expected.to(torch.bfloat16)).sum())
     if wrong:
         raise common.BenchError(f"unscaled {name}: {wrong} of {m} x {n} elements are wrong (K {k}, seed {seed})")
 

@@ -24,9 +24,11 @@ COLUMNS = (
     *("TILE_M", "TILE_N", "CHUNK_N", "MATH_WARPGROUPS", "K_SPLIT", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR"),
     *("OUT_F32", "STORE_BUFFERS", "GROUPED"),
 )
-ROWS = "gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_"
-# The row of the table of kernels that each is.
-VARIANTS = {tile: ROWS + tile for tile in ("192x128_pair", "128x256", "128x256_pair")}
+ROWS = "gemm_{}_e4m3_f32_1x128_128x128_bf16__sm90_{}"
+# The row of the table of kernels that each is: of dense products, large and of few rows, and of groups along M.
+VARIANTS = {tile: ROWS.format("nt", tile) for tile in ("192x128_pair", "192x128", "128x256", "128x256_pair", "128x128")}
+GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in ("128x256", "256x128_pair")}
+VARIANTS |= GROUPED
 RELEASE = "13."  # of the compiler, as for the library itself
 BLOCK = 128
 SCALE_BATCH = 8  # stages whose scales come at once: DW_GEMM_SCALE_BATCH
@@ -88,10 +90,19 @@ def row_of(variant: str) -> dict[str, str]:
     return dict(zip(COLUMNS, found[1].split(", "), strict=True))
 
 
+def scale_boxes(row: dict[str, str]) -> tuple[int, int]:
+    """How many boxes of A's scales a tile has, and their rows: 16 bytes more where a tile may begin in any row, and no
+    more than a box may have. DW_GEMM_SCALE_PARTS and DW_GEMM_SCALE_ROWS."""
+    tile_m, any_row = int(row["TILE_M"]), row["GROUPED"] == "M"
+    parts = 2 if any_row and tile_m > 240 else 1
+    return parts, tile_m // parts + (4 if any_row else 0)
+
+
 def shared_bytes(row: dict[str, str]) -> int:
     """Shared memory of a kernel with FP32 scales, square blocks in B and a BF16 result."""
     tile_m, tile_n, stages = (int(row[name]) for name in ("TILE_M", "TILE_N", "STAGES"))
-    scales = SCALE_BATCH * 4 * tile_m + 128 + 16  # of one batch, with its two barriers
+    parts, scale_rows = scale_boxes(row)
+    scales = SCALE_BATCH * 4 * parts * scale_rows + 128 + 16  # of one batch, with its two barriers
     stage = (tile_m + tile_n) * BLOCK + 16 + 16  # with the tile's slot and two barriers
     return stages * stage + 2 * scales + int(row["MATH_WARPGROUPS"]) * int(row["STORE_BUFFERS"]) * 64 * 128
 
@@ -180,6 +191,7 @@ class Kernel:
         self.driver = driver
         self.row = {name: int(value) for name, value in row_of(variant).items() if value.isdigit()}
         self.shares = row_of(variant)["MULTICAST"]  # 0, A or B
+        self.scale_rows = scale_boxes(row_of(variant))[1]
         self.cluster = 1 if self.shares == "0" else 2
         self.shared_bytes = shared_bytes(row_of(variant))
         self.module, self.function = c.c_void_p(), c.c_void_p()
@@ -219,34 +231,40 @@ class Kernel:
         out: torch.Tensor,
         multiprocessors: int,
         stream: Callable[[], int],
+        ends: torch.Tensor | None = None,
     ) -> Callable[[], None]:
-        """out[M, N] = a[M, K] b[N, K]^T. The scales, FP32, are copied as the library's kernels do and not applied:
-        a_scales [k blocks, M], b_scales [blocks of N, at least k blocks]. The call launches on `stream()`."""
-        (m, k), n = a.shape, b.shape[0]
+        """out[M, N] = a[M, K] b[N, K]^T, or, for a grouped kernel, its rows in groups that end at `ends` (INT32), each
+        with its own N rows of b. The scales, FP32, are copied as the library's kernels do and not applied: a_scales
+        [k blocks, M], b_scales [blocks of N, at least k blocks]. The call launches on `stream()`."""
+        groups = 1 if ends is None else ends.numel()
+        (m, k), n = a.shape, b.shape[0] // groups
         tile_m, tile_n = self.row["TILE_M"], self.row["TILE_N"]
+        a_rows = tile_m if ends is not None else min(tile_m, m)
         memory = c.create_string_buffer(c.sizeof(Params) + 128)
         p = Params.from_buffer(memory, -c.addressof(memory) % 128)  # the driver writes aligned maps
-        self._map(p.a, a, (BLOCK, tile_m // 2 if self.shares == "A" else min(tile_m, m)), TENSOR_UINT8, PROMOTE_256B)
+        self._map(p.a, a, (BLOCK, tile_m // 2 if self.shares == "A" else a_rows), TENSOR_UINT8, PROMOTE_256B)
         self._map(p.b, b, (BLOCK, tile_n // 2 if self.shares == "B" else tile_n), TENSOR_UINT8, PROMOTE_256B)
         self._map(p.d, out, (64, 64), TENSOR_BFLOAT16, PROMOTE_128B)
-        self._map(p.a_scale_map, a_scales, (tile_m, SCALE_BATCH), TENSOR_FLOAT32, PROMOTE_128B, SWIZZLE_NONE)
+        self._map(p.a_scale_map, a_scales, (self.scale_rows, SCALE_BATCH), TENSOR_FLOAT32, PROMOTE_128B, SWIZZLE_NONE)
         p.b_scale, p.b_scale_row_step, p.b_scale_k_step = b_scales.data_ptr(), b_scales.stride(0), 1
         p.out, p.out_ld = out.data_ptr(), out.stride(0)
-        p.m, p.n, p.k, p.groups = m, n, k, 1
-        p.band = {128: 16, 192: 4}[tile_m]  # dw_gemm_sm90_band
+        p.m, p.n, p.k, p.groups = m, n, k, groups
+        p.ends = None if ends is None else ends.data_ptr()
+        p.band = {128: 16, 192: 4}.get(tile_m, 8)  # dw_gemm_sm90_band
         down = -(-m // (tile_m * (2 if self.shares == "B" else 1)))
         across = -(-n // (tile_n * (2 if self.shares == "A" else 1)))
+        tiles = multiprocessors if ends is not None else down * across  # the device knows the groups' sizes
         attributes = (LaunchAttribute * 2)()
         attributes[0].id, attributes[0].value[0] = PROGRAMMATIC_SERIALIZATION, 1
         attributes[1].id = CLUSTER_DIMENSION
         attributes[1].value[:3] = [self.cluster, 1, 1]
         config = LaunchConfig(shared_bytes=self.shared_bytes, attribute_count=self.cluster)
-        config.grid[:] = [min(down * across, multiprocessors // self.cluster) * self.cluster, 1, 1]
+        config.grid[:] = [min(tiles, multiprocessors // self.cluster) * self.cluster, 1, 1]
         config.block[:] = [BLOCK * (self.row["MATH_WARPGROUPS"] + 1), 1, 1]
         config.attributes = c.addressof(attributes)
         arguments = (c.c_void_p * 1)(c.addressof(p))
 
-        def call(keep: Any = (memory, attributes, a, a_scales, b, b_scales, out)) -> None:
+        def call(keep: Any = (memory, attributes, a, a_scales, b, b_scales, out, ends)) -> None:
             config.stream = stream()
             self._check("cuLaunchKernelEx", c.byref(config), self.function, arguments, c.c_void_p())
 

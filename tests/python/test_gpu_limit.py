@@ -109,6 +109,7 @@ class _Driver:
         ("192x128_pair", (96, 128), 20, 512, 4, 2),  # 3 x 4 tiles of 192 x 256 fit on 10 pairs of multiprocessors
         ("128x256", (128, 256), 16, 384, 16, 1),  # 4 x 4 tiles of 128 x 256
         ("128x256_pair", (128, 128), 16, 384, 16, 2),  # 2 x 4 tiles of 256 x 256
+        ("128x128", (128, 128), 20, 384, 16, 1),  # 4 x 8 tiles of 128 x 128 for 20 multiprocessors
     ],
 )
 def test_a_launch_is_the_librarys(
@@ -136,22 +137,53 @@ def test_a_launch_is_the_librarys(
     }
 
 
+@pytest.mark.parametrize(
+    ("variant", "boxes", "scale_rows", "threads", "band", "cluster"),
+    [("grouped_128x256", (128, 256), 132, 384, 16, 1), ("grouped_256x128_pair", (128, 128), 132, 384, 8, 2)],
+)
+def test_a_launch_of_groups_is_the_librarys(
+    variant: str, boxes: tuple[int, int], scale_rows: int, threads: int, band: int, cluster: int
+) -> None:
+    """Tiles may begin in any row, so boxes of scales are longer, and the number of tiles is the device's to find."""
+    m, n, k, driver = 100, 256, 400, _Driver()
+    kernel = unscaled.Kernel(variant, b"code", driver)
+    a, b = torch.zeros(m, k, dtype=torch.float8_e4m3fn), torch.zeros(3 * n, k, dtype=torch.float8_e4m3fn)
+    a_scales, b_scales = torch.ones(4, m), torch.ones(6, 4)
+    out, ends = torch.zeros(m, n, dtype=torch.bfloat16), torch.tensor([10, 10, 100], dtype=torch.int32)
+    kernel.product(a, a_scales, b, b_scales, out, 20 + (cluster > 1), lambda: 77, ends)()
+    assert driver.maps == [
+        (0, a.data_ptr(), (k, m), k, (128, boxes[0]), (3, 3)),
+        (0, b.data_ptr(), (k, 3 * n), k, (128, boxes[1]), (3, 3)),
+        (9, out.data_ptr(), (n, m), 2 * n, (64, 64), (3, 2)),
+        (7, a_scales.data_ptr(), (m, 4), 4 * m, (scale_rows, 8), (0, 2)),
+    ]
+    (grid, block, *_), params = driver.launches[0], driver.params
+    assert (grid, block) == ((20, 1, 1), (threads, 1, 1))
+    assert (params["groups"], params["m"], params["n"], params["k"]) == (3, m, n, k)
+    assert (params["ends"], params["band"]) == (ends.data_ptr(), band)
+
+
 def test_the_drivers_refusal_is_told() -> None:
     with pytest.raises(common.BenchError, match="cuModuleLoadData answers 200"):
         unscaled.Kernel("128x256", b"other", _Driver())
 
 
+@pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("wrong", [False, True])
-def test_the_check_wants_a_product(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+def test_the_check_wants_a_product(monkeypatch: pytest.MonkeyPatch, wrong: bool, groups: bool) -> None:
     monkeypatch.setattr(gpu_limit, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu_limit, "CHECKED", (68, 72, 272))
 
-    def multiply(kernel: Any, a: Any, a_scales: Any, b: Any, b_scales: Any, out: Any) -> Any:
+    def multiply(kernel: Any, a: Any, a_scales: Any, b: Any, b_scales: Any, out: Any, ends: Any) -> Any:
         assert a_scales.shape == (3, 68)
-        assert b_scales.shape == (1, 4)
+        assert b_scales.shape == (4 if groups else 1, 4)
+        assert (None if ends is None else ends.tolist()) == ([22, 22, 34, 68] if groups else None)
 
         def call() -> None:
-            out.copy_(a.float() @ b.float().t())
+            begin = 0
+            for group, end in enumerate(ends.tolist() if groups else [68]):
+                out[begin:end] = a[begin:end].float() @ b[72 * group : 72 * (group + 1)].float().t()
+                begin = end
             if wrong:
                 out[-1, -1] = float("nan")
 
@@ -160,9 +192,9 @@ def test_the_check_wants_a_product(monkeypatch: pytest.MonkeyPatch, wrong: bool)
     monkeypatch.setattr(gpu_limit, "_unscaled", multiply)
     if wrong:
         with pytest.raises(common.BenchError, match="unscaled it: 1 of 68 x 72"):
-            gpu_limit.check("it", None)
+            gpu_limit.check("it", None, groups)
     else:
-        gpu_limit.check("it", None)
+        gpu_limit.check("it", None, groups)
 
 
 def test_sums_of_the_check_are_exact() -> None:
@@ -342,11 +374,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
     properties = types.SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(gpu_limit, "SHAPES", ((1000, 1000, 1000),))
+    monkeypatch.setattr(gpu_limit, "FEW_ROWS", ())
+    monkeypatch.setattr(gpu_limit, "GROUPED_SHAPES", ())
     monkeypatch.setattr(gpu_limit, "deep_gemm", lambda: (object(), ""))
     monkeypatch.setattr(gpu_limit, "Sampler", _Sampler)
     monkeypatch.setattr(gpu_limit, "ceilings", lambda: (1980.0, 700.0))
     monkeypatch.setattr(unscaled, "Kernel", lambda name, code: name)
-    monkeypatch.setattr(gpu_limit, "check", lambda name, kernel: None)
+    monkeypatch.setattr(gpu_limit, "check", lambda name, kernel, groups: None)
     monkeypatch.setattr(gpu_limit, "_contenders", lambda *shape: {name: (lambda name=name: name) for name in times})
     monkeypatch.setattr(gpu_common, "interleaved", lambda contenders, rounds, launches: dict(times))
     monkeypatch.setattr(gpu_limit, "sustain", lambda call, took, count: (2 * took, call(), call()))
@@ -368,6 +402,27 @@ def test_rows_hold_the_best_kernel_without_scales(monkeypatch: pytest.MonkeyPatc
     assert (power["deepwell"], power["limit"], power["peers"]["unscaled"]) == (690, 700, 698)
     assert share["deepwell"] == common.rounded(100 * 500e12 / (132 * 8192 * 1300e6))
     assert document["peers_absent"] == {}
+
+
+def test_groups_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """4 tokens, 2 experts, N 1000, K 125000: 10^9 operations."""
+    times = {"deepwell": 0.002, "torch": 0.001, "deepgemm": 0.0016, "grouped_128x256": 0.00125}
+    stand_in(monkeypatch, times)
+    monkeypatch.setattr(gpu_limit, "SHAPES", ())
+    monkeypatch.setattr(gpu_limit, "GROUPED_SHAPES", ((4, 2, 1000, 125000),))
+    monkeypatch.setattr(unscaled, "compile_variants", lambda: {"128x256": b"", "grouped_128x256": b""})
+    asked: list[Any] = []
+
+    def contenders(*arguments: Any) -> dict[str, Any]:
+        asked.append(arguments[5])
+        return {name: (lambda name=name: name) for name in times}
+
+    monkeypatch.setattr(gpu_limit, "_grouped_contenders", contenders)
+    document = common.load(gpu_limit.run(tmp_path, 1))
+    assert asked == [{"grouped_128x256": "grouped_128x256"}]
+    row = document["rows"][0]
+    assert row["case"] == "4 tokens, 2 experts, 1000 x 125000, 128x256 without scales"
+    assert (row["deepwell"], row["peers"]) == (500, {"torch": 1000, "deepgemm": 625, "unscaled": 800})
 
 
 def test_without_a_compiler_the_others_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
-    double written = row->warpgroups == 3                 ? (pair ? 700 : 300)
+    double written = row->warpgroups == 3                 ? (pair ? 900 : 300)
                      : row->tile_m * row->tile_n == 32768 ? (pair && dense ? 1000 : 1300)
                                                           : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
