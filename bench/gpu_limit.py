@@ -24,7 +24,7 @@ FEW_ROWS = ((512, 4096, 4096), (256, 14336, 4096), (512, 14336, 4096))
 GROUPED_SHAPES = gpu_grouped.SHAPES
 FLOP_PER_CYCLE = 8192  # of a multiprocessor's four tensor cores in FP8, dense
 SETTLE_S = 0.25  # under load before the window: power has found its clock
-WINDOW_S = 0.5
+WINDOW_S = 0.75  # some machines answer NVML ten times a second at most
 GRAPH_MS = 25.0  # of a graph under load, so that what lies between two of them does not count
 # The tensor core's sums hold integers up to 2^13 whatever it drops, so these are exact.
 CHECKED = (4000, 2056, 1040)

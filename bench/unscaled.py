@@ -27,7 +27,7 @@ COLUMNS = (
 ROWS = "gemm_{}_e4m3_f32_1x128_128x128_bf16__sm90_{}"
 # The row of the table of kernels that each is: of dense products, large and of few rows, and of groups along M.
 VARIANTS = {tile: ROWS.format("nt", tile) for tile in ("192x128_pair", "192x128", "128x256", "128x256_pair", "128x128")}
-GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in ("128x256", "256x128_pair")}
+GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in ("128x256", "128x192", "256x128_pair")}
 VARIANTS |= GROUPED
 RELEASE = "13."  # of the compiler, as for the library itself
 BLOCK = 128

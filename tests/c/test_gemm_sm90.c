@@ -95,6 +95,32 @@ static void tiles_follow_the_shape(void **state) {
     }
 }
 
+/* Of groups along M, tiles of 192 columns where these come out even and the reduction is short. */
+static void tiles_of_groups_follow_the_shape(void **state) {
+    (void)state;
+    static const struct {
+        int64_t m, groups, n, k;
+        bool narrow;
+    } shapes[] = {{65536, 128, 1536, 2048, true},  {65536, 128, 768, 2048, true},  {65536, 128, 2048, 768, false},
+                  {65536, 128, 1536, 4096, false}, {32768, 8, 28672, 4096, false}, {32768, 8, 4096, 14336, false},
+                  {65536, 64, 4096, 7168, false}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int scale_f32 = 0; scale_f32 < 2; scale_f32++) {
+            const dw_gemm_sm90_shape shape = {.m = shapes[i].m,
+                                              .n = shapes[i].n,
+                                              .k = shapes[i].k,
+                                              .groups = shapes[i].groups,
+                                              .grouping = DW_GEMM_GROUPED_M,
+                                              .scale_f32 = scale_f32};
+            const int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
+            assert_true(chosen >= 0);
+            const dw_gemm_sm90_row *row = dw_gemm_sm90_get((size_t)chosen);
+            print_message("%d rows, %d groups, %d x %d: %s\n", (int)shape.m, (int)shape.groups, (int)shape.n,
+                          (int)shape.k, row->name);
+            assert_int_equal(row->tile_n == 192, shapes[i].narrow);
+        }
+}
+
 static dw_gemm_args arguments(dw_dtype scale, dw_gemm_scaling b, dw_scale_layout layout, dw_dtype d) {
     return (dw_gemm_args){
         .a = {.data = {.dtype = DW_E4M3}, .scaling = DW_GEMM_1X128, .scale = {.dtype = scale}, .layout = layout},
@@ -129,11 +155,9 @@ static void refusals_say_why(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_fit_the_multiprocessor),
-        cmocka_unit_test(every_row_has_its_device_code),
-        cmocka_unit_test(every_form_has_a_kernel),
-        cmocka_unit_test(tiles_follow_the_shape),
-        cmocka_unit_test(refusals_say_why),
+        cmocka_unit_test(rows_fit_the_multiprocessor),      cmocka_unit_test(every_row_has_its_device_code),
+        cmocka_unit_test(every_form_has_a_kernel),          cmocka_unit_test(tiles_follow_the_shape),
+        cmocka_unit_test(tiles_of_groups_follow_the_shape), cmocka_unit_test(refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,7 +17,7 @@
  * than find its first tile.
  *
  * TILE_M, TILE_N   tile of D
- * CHUNK_N          columns multiplied at once: 32, 64 or 128
+ * CHUNK_N          columns multiplied at once: 32, 64, 128 or 192
  * MATH_WARPGROUPS  1 to 4 that multiply; TILE_M is 64 times a multiple of MATH_WARPGROUPS / K_SPLIT
  * K_SPLIT          1, or how many warpgroups share the reduction of the same rows, a stage each in turn: where a
  *                  product has few rows it is not work that takes time but the way from one stage's sums to the next
@@ -27,7 +27,8 @@
  * SCALE_F32        scales are FP32, else E8M0 codes
  * B_VECTOR         B has 1x128 blocks, else 128x128
  * OUT_F32          D is FP32, else BF16
- * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4; 0: from registers
+ * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4, or 3 of a chunk of 192 columns; 0:
+ *                  from registers
  * GROUPED          0, GROUPED_M or GROUPED_K
  * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
  *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
@@ -53,6 +54,10 @@
 #define SUB_M (TILE_M / (64 * ROW_WARPGROUPS))
 #define SUB_N (TILE_N / CHUNK_N)
 #define SUBS (SUB_M * SUB_N)
+/* Columns with the same square block of B everywhere, and how many such parts a tile and a chunk have. */
+#define SCALE_N (CHUNK_N == 192 ? 64 : CHUNK_N)
+#define TILE_SCALES (TILE_N / SCALE_N)
+#define CHUNK_SCALES (CHUNK_N / SCALE_N)
 #define CHUNK_REGISTERS (CHUNK_N / 2)
 #define CLUSTER (MULTICAST ? 2 : 1)
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
@@ -90,7 +95,7 @@
 #error "each warpgroup has a part of the scales"
 #endif
 
-#if SCALE_BATCH * SUB_N * 4 > DW_GEMM_SQUARE_SCALE_BYTES && !B_VECTOR
+#if SCALE_BATCH * TILE_SCALES * 4 > DW_GEMM_SQUARE_SCALE_BYTES && !B_VECTOR
 #error "a batch has no room for the scales of its square blocks"
 #endif
 
@@ -239,24 +244,24 @@ DW_DEVICE float load_scale(const void *scales, int at) {
 #endif
 }
 
-/* One warp: the scales of B's square blocks, one for each chunk of columns. Lane l has those of stage l of a batch, and
- * those of the next batch on the way. */
+/* One warp: the scales of B's square blocks, one for each part of the columns. Lane l has those of stage l of a batch,
+ * and those of the next batch on the way. */
 DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int lane,
                                   batch_place *place) {
-    int at[SUB_N]; /* a grid of 2^31 blocks would be of 2^45 elements */
-    float ahead[SUB_N];
+    int at[TILE_SCALES]; /* a grid of 2^31 blocks would be of 2^45 elements */
+    float ahead[TILE_SCALES];
 #pragma unroll
-    for (int i = 0; i < SUB_N; i++) {
-        int block = min(work->column + i * CHUNK_N, p->n - 1) / 128;
+    for (int i = 0; i < TILE_SCALES; i++) {
+        int block = min(work->column + i * SCALE_N, p->n - 1) / 128;
         if (GROUPED == GROUPED_M) block += work->group * ((p->n + 127) / 128);
         at[i] = block * (int)p->b_scale_row_step + (work->k_block + lane) * (int)p->b_scale_k_step;
         ahead[i] = lane < min(SCALE_BATCH, work->k_blocks) ? load_scale(p->b_scale, at[i]) : 0.0f;
     }
     for (int kb = 0; kb < work->k_blocks; kb += SCALE_BATCH, batch_advance(place)) {
-        float *to = (float *)(batch_scales(shared, place) + A_SCALE_BYTES) + lane * SUB_N;
+        float *to = (float *)(batch_scales(shared, place) + A_SCALE_BYTES) + lane * TILE_SCALES;
         mbarrier_wait_parity(scales_empty(shared, place), place->phase ^ 1);
 #pragma unroll
-        for (int i = 0; i < SUB_N; i++) {
+        for (int i = 0; i < TILE_SCALES; i++) {
             if (lane < SCALE_BATCH) to[i] = ahead[i];
             at[i] += SCALE_BATCH * (int)p->b_scale_k_step;
             if (lane < SCALE_BATCH && kb + SCALE_BATCH + lane < work->k_blocks)
@@ -294,8 +299,8 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
 
 /* The scales of one stage that a thread needs besides those of single columns. */
 typedef struct stage_scales {
-    float a[SUB_M][2]; /* of its rows r and r + 8 of each sub-tile */
-    float b[SUB_N];    /* of square blocks */
+    float a[SUB_M][2];    /* of its rows r and r + 8 of each sub-tile */
+    float b[TILE_SCALES]; /* of square blocks */
 } stage_scales;
 
 /* The products of 64 rows and CHUNK_N columns over one stage, begun: with ADD_UP they replace what was there. */
@@ -304,7 +309,9 @@ DW_DEVICE void multiply(float *products, uint32_t a_low, uint32_t b_low) {
 #pragma unroll
     for (int k = 0; k < BLOCK_K / 32; k++) {
         uint64_t a = wgmma_descriptor_swizzle_128b(a_low + 2 * k), b = wgmma_descriptor_swizzle_128b(b_low + 2 * k);
-#if CHUNK_N == 128
+#if CHUNK_N == 192
+        wgmma_m64n192k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
+#elif CHUNK_N == 128
         wgmma_m64n128k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
 #elif CHUNK_N == 64
         wgmma_m64n64k32_f32_e4m3_e4m3(products, a, b, !ADD_UP || k > 0);
@@ -316,14 +323,15 @@ DW_DEVICE void multiply(float *products, uint32_t a_low, uint32_t b_low) {
 }
 
 #if ADD_UP
-/* Adds the products of one chunk, scaled, to its sums. b_scale: the stage's scales of single columns. */
-DW_DEVICE void promote(float *sums, const float *products, const float *a, float b, const char *b_scale) {
+/* Adds the products of one chunk, scaled, to its sums. b: the stage's scales of square blocks; b_scale: those of single
+ * columns. */
+DW_DEVICE void promote(float *sums, const float *products, const float *a, const float *b, const char *b_scale) {
 #pragma unroll
     for (int j = 0; j < CHUNK_N / 8; j++) {
 #if B_VECTOR
         float b0 = shared_scale(b_scale, 8 * j), b1 = shared_scale(b_scale, 8 * j + 1);
 #else
-        float b0 = b, b1 = b;
+        float b0 = b[j / (SCALE_N / 8)], b1 = b0;
 #endif
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -570,17 +578,17 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, i
         s.a[j][1] = shared_scale(scales, a_scale_at + 64 * j + 8);
     }
 #pragma unroll
-    for (int j = 0; j < SUB_N; j++)
-        s.b[j] = B_VECTOR ? 1.0f : ((const float *)b_scales)[i * SUB_N + j];
+    for (int j = 0; j < TILE_SCALES; j++)
+        s.b[j] = B_VECTOR ? 1.0f : ((const float *)b_scales)[i * TILE_SCALES + j];
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
         const int i_m = sub / SUB_N, i_n = sub % SUB_N;
         multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
         wgmma_wait_group_0();
         const char *columns = b_scales + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
-        if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+        if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b + i_n * CHUNK_SCALES, columns);
         if (sub == SUBS - 1) release_stage(shared, m->place.stage);
-        if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b[i_n], columns);
+        if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b + i_n * CHUNK_SCALES, columns);
     }
     ring_advance(&m->place, K_SPLIT);
 }

@@ -103,6 +103,31 @@ DW_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3(float *d, uint64_t a, uint64_t b, 
                  : "l"(a), "l"(b), "r"(add));
 }
 
+/* D[64, 192] (+)= A[64, 32] B[192, 32]^T, E4M3 operands in shared memory; d: this thread's 96 of D's elements. */
+DW_DEVICE void wgmma_m64n192k32_f32_e4m3_e4m3(float *d, uint64_t a, uint64_t b, uint32_t add) {
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.b32 p, %98, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, "
+                 "%8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, "
+                 "%40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, "
+                 "%56, %57, %58, %59, %60, %61, %62, %63, "
+                 "%64, %65, %66, %67, %68, %69, %70, %71, "
+                 "%72, %73, %74, %75, %76, %77, %78, %79, "
+                 "%80, %81, %82, %83, %84, %85, %86, %87, "
+                 "%88, %89, %90, %91, %92, %93, %94, %95}, "
+                 "%96, %97, p, 1, 1;\n"
+                 "}"
+                 : DW_REGS8(d, 0), DW_REGS8(d, 8), DW_REGS8(d, 16), DW_REGS8(d, 24), DW_REGS8(d, 32), DW_REGS8(d, 40),
+                   DW_REGS8(d, 48), DW_REGS8(d, 56), DW_REGS8(d, 64), DW_REGS8(d, 72), DW_REGS8(d, 80), DW_REGS8(d, 88)
+                 : "l"(a), "l"(b), "r"(add));
+}
+
 /* D[64, 256] (+)= A[64, 16] B[256, 16]^T, BF16 operands in shared memory; d: this thread's 128 of D's elements. One
  * function for each way they lie: k with the reduction along the rows in shared memory, m with the reduction from row
  * to row. */
