@@ -256,8 +256,8 @@ def test_the_window_comes_after_settling(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     took, began, ended = gpu_limit.sustain(lambda turn: None, 1.0, 3)
-    assert replays == ["graph"] * 11 + ["event"] + ["graph"] * 21 + ["event"]
-    assert took == pytest.approx(660 / (21 * 24))
+    assert replays == ["graph"] * 11 + ["event"] + ["graph"] * 32 + ["event"]
+    assert took == pytest.approx(660 / (32 * 24))
     assert began <= ended
 
 
