@@ -50,6 +50,23 @@ def test_norm(rows: int, cols: int, offset: float) -> None:
     assert oracle.relative(dweight, reference_w.grad) < ROUNDED_ONCE / 3**0.5
 
 
+@pytest.mark.parametrize("rows", [1, 2, 17, 300, 4100])
+@pytest.mark.parametrize("cols", [24, 64, 1001, 1536, 2048, 4096, 7168, 8200, 16384])
+def test_norm_backward_whatever_groups_a_block_has(cols: int, rows: int) -> None:
+    """From fifteen groups of threads to one; fewer rows than groups, and more than the device holds at once."""
+    h = torch.randn(rows, cols, device=DEVICE).to(BF16)
+    weight, dy = torch.randn(cols, device=DEVICE).to(BF16), torch.randn(rows, cols, device=DEVICE).to(BF16)
+    rstd = torch.rsqrt(h.float().square().mean(-1) + 1e-5)
+    dx, dweight = cuda_fused.norm_backward(dy, h, weight, rstd, 1.0)
+    scale, pulled = rstd.double()[:, None], dy.double() * (weight.double() + 1.0)
+    expected = scale * (pulled - h.double() * scale**2 * (pulled * h.double()).mean(-1, keepdim=True))
+    assert oracle.relative(dx, expected) < ROUNDED_ONCE / 3**0.5
+    assert oracle.relative(dweight, (dy.double() * h.double() * scale).sum(0)) < ROUNDED_ONCE / 3**0.5
+    again = cuda_fused.norm_backward(dy, h, weight, rstd, 1.0)
+    assert torch.equal(again[0], dx)
+    assert torch.equal(again[1], dweight)
+
+
 def scales_of(form: cuda_linear.Form) -> Tensor:
     """The scale of every element, [rows, cols]."""
     scales = form.buffer[cuda_linear.scale_offset(form.rows, form.cols) :].view(torch.float32).double()

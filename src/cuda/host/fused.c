@@ -133,15 +133,18 @@ static uint32_t norm_threads(int64_t cols) {
     return (uint32_t)(threads > NORM_THREADS_MAX ? NORM_THREADS_MAX : threads);
 }
 
-/* Stages of the ring of rows: as many as fit when the multiprocessor is full of blocks of 64 registers a thread. */
-static int32_t ring_stages(int64_t cols, int matrices, uint32_t threads, uint32_t static_shared, int64_t shared,
-                           uint32_t *dynamic_shared) {
-    const int64_t blocks = NORM_THREADS_MAX / threads, stage = cols * 2 * matrices;
-    const int64_t room = shared / blocks - 1024 - static_shared - RING_BARRIER_BYTES;
-    int64_t stages = stage ? room / stage : RING_STAGES_MAX;
+/* Stages of a ring of rows of `matrices` matrices in so many bytes of shared memory. */
+static int32_t ring_stages(int64_t cols, int matrices, int64_t room, uint32_t *dynamic_shared) {
+    const int64_t stage = cols * 2 * matrices;
+    int64_t stages = stage ? (room - RING_BARRIER_BYTES) / stage : RING_STAGES_MAX;
     stages = stages < 2 ? 2 : stages > RING_STAGES_MAX ? RING_STAGES_MAX : stages;
     *dynamic_shared = (uint32_t)(RING_BARRIER_BYTES + stages * stage);
     return (int32_t)stages;
+}
+
+/* Dynamic shared memory of a block when the multiprocessor is full of blocks of 64 registers a thread. */
+static int64_t room_of_block(uint32_t threads, uint32_t static_shared, int64_t shared) {
+    return shared / (NORM_THREADS_MAX / threads) - 1024 - static_shared;
 }
 
 static dw_cuda_kernel norm_row_kernels[] = {
@@ -204,8 +207,9 @@ dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_arg
         dw_cuda_shape shape = {.threads = norm_threads(x.cols)};
         const int64_t rows = x.rows > params.row.scale.padded_rows ? x.rows : params.row.scale.padded_rows;
         shape.blocks = divide_up(rows, NORM_ROWS);
-        params.stages = ring_stages(x.cols, residual.data ? 2 : 1, shape.threads, NORM_STATIC_SHARED, device.shared,
-                                    &shape.shared_bytes);
+        params.stages =
+            ring_stages(x.cols, residual.data ? 2 : 1, room_of_block(shape.threads, NORM_STATIC_SHARED, device.shared),
+                        &shape.shared_bytes);
         DW_TRY(dw_cuda_launch_shape(id, &norm_row_kernels[args->spec.block], &shape, &params, stream));
         if (!args->transposed) return DW_OK;
         params.row.data = NULL; /* done, and so is y */
@@ -219,10 +223,13 @@ dw_status dw_rmsnorm_quantize(dw_context *context, const dw_rmsnorm_quantize_arg
     return dw_cuda_launch_shape(id, &norm_tile_kernels[args->spec.block], &shape, &params, stream);
 }
 
-/* Thread blocks of the backward pass: what fills the device, and no more than rows. */
-static int64_t backward_blocks(int64_t rows, uint32_t threads, int64_t multiprocessors) {
-    const int64_t resident = multiprocessors * (NORM_THREADS_MAX / threads);
-    return rows < resident ? rows : resident;
+/* Thread blocks of the backward pass, each of `groups` groups of threads with rows of their own: what fills the device,
+ * and no more groups than rows. */
+static int64_t backward_blocks(int64_t rows, int64_t cols, int64_t multiprocessors, int64_t *groups) {
+    const int64_t most = NORM_THREADS_MAX / norm_threads(cols);
+    *groups = most > DW_CUDA_NORM_GROUPS ? DW_CUDA_NORM_GROUPS : most;
+    const int64_t resident = multiprocessors * (most / *groups), needed = divide_up(rows, *groups);
+    return needed < resident ? needed : resident;
 }
 
 dw_status dw_rmsnorm_backward_workspace_size(int device, int64_t rows, int64_t cols, size_t *bytes) {
@@ -230,7 +237,8 @@ dw_status dw_rmsnorm_backward_workspace_size(int device, int64_t rows, int64_t c
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "bytes is NULL or an extent negative; pass a result and extents");
     device_limits info;
     DW_TRY(get_limits(device, &info));
-    *bytes = (size_t)(backward_blocks(rows, norm_threads(cols), info.multiprocessors) * cols) * sizeof(float);
+    int64_t groups;
+    *bytes = (size_t)(backward_blocks(rows, cols, info.multiprocessors, &groups) * cols) * sizeof(float);
     return DW_OK;
 }
 
@@ -254,8 +262,15 @@ dw_status dw_rmsnorm_backward(dw_context *context, const dw_rmsnorm_backward_arg
     DW_TRY(check_workspace(args->workspace, args->workspace_bytes, needed));
     device_limits device;
     DW_TRY(get_limits(args->dy.device_id, &device));
+    int64_t groups;
     dw_cuda_shape shape = {.threads = norm_threads(dy.cols)};
-    shape.blocks = backward_blocks(dy.rows, shape.threads, device.multiprocessors);
+    shape.blocks = backward_blocks(dy.rows, dy.cols, device.multiprocessors, &groups);
+    shape.groups = (uint32_t)groups;
+    uint32_t group_shared;
+    const int64_t room = room_of_block(shape.threads * shape.groups, 256, device.shared) / groups - 16;
+    const int32_t stages = ring_stages(dy.cols, dresidual.data ? 3 : 2, room, &group_shared);
+    group_shared = (group_shared + 15) / 16 * 16;
+    shape.shared_bytes = group_shared * shape.groups;
     dw_cuda_rmsnorm_backward_params params = {
         .dy = dy.data,
         .h = h.data,
@@ -270,7 +285,8 @@ dw_status dw_rmsnorm_backward(dw_context *context, const dw_rmsnorm_backward_arg
         .source_vector = bf16_rows_aligned(&dy) && bf16_rows_aligned(&h) && bf16_rows_aligned(&dresidual) &&
                          bf16_rows_aligned(&dx) && (uintptr_t)args->weight.data % 16 == 0,
         .weight_is_f32 = args->weight.dtype == DW_F32,
-        .stages = ring_stages(dy.cols, dresidual.data ? 3 : 2, shape.threads, 256, device.shared, &shape.shared_bytes),
+        .group_shared = (int32_t)group_shared,
+        .stages = stages,
         .weight_offset = args->weight_offset,
         .inverse_cols = 1.0f / (float)dy.cols,
     };

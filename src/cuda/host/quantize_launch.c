@@ -98,7 +98,7 @@ dw_status dw_cuda_launch_shape(int device, dw_cuda_kernel *kernel, const dw_cuda
                        "matrix into panels of rows",
                        kernel->symbol, (long long)shape->blocks, INT32_MAX);
     dw_cuda_launch_config config = {.grid = {(uint32_t)shape->blocks, 1, 1},
-                                    .block = {shape->threads, 1, 1},
+                                    .block = {shape->threads, shape->groups ? shape->groups : 1, 1},
                                     .shared_bytes = shape->shared_bytes,
                                     .programmatic = true};
     void *arguments[] = {params};

@@ -18,6 +18,7 @@
 typedef struct dw_cuda_shape {
     int64_t blocks; /* of the grid; 0: nothing to do */
     uint32_t threads;
+    uint32_t groups;       /* of so many threads in a block, one above the other; 0: one */
     uint32_t shared_bytes; /* dynamic */
 } dw_cuda_shape;
 

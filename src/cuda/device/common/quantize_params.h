@@ -102,8 +102,9 @@ typedef struct dw_cuda_rmsnorm_panel_params {
 #define DW_CUDA_RING_SHARED 33760
 #define DW_CUDA_RING_THREADS 768
 
-/* rmsnorm_backward_bf16: dx = rstd * (g - h * rstd^2 * mean(g * h)), g = dy * (weight + offset), plus dresidual when
- * given; dweight partial sums [blocks, cols] in FP32, one row per thread block. */
+/* rmsnorm_backward_bf16, on blocks of threads by groups, at most DW_CUDA_NORM_GROUPS: dx = rstd * (g - h * rstd^2 *
+ * mean(g * h)), g = dy * (weight + offset), plus dresidual when given; dweight partial sums [blocks, cols] in FP32, one
+ * row per thread block. */
 typedef struct dw_cuda_rmsnorm_backward_params {
     const void *dy, *h; /* BF16 [rows, cols] */
     const void *dresidual;
@@ -115,9 +116,12 @@ typedef struct dw_cuda_rmsnorm_backward_params {
     int32_t rows, cols;
     int32_t source_vector;
     int32_t weight_is_f32;
-    int32_t stages; /* of the ring of rows in dynamic shared memory, at most 8 */
+    int32_t group_shared; /* bytes of dynamic shared memory for each group of threads, a multiple of 16 */
+    int32_t stages;       /* of its ring of rows, at most 8 */
     float weight_offset, inverse_cols;
 } dw_cuda_rmsnorm_backward_params;
+
+#define DW_CUDA_NORM_GROUPS 15 /* each has a named barrier */
 
 /* rmsnorm_dweight_*: sums the partials over blocks in order (the same result every run). */
 typedef struct dw_cuda_rmsnorm_dweight_params {

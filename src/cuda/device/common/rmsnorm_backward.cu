@@ -2,30 +2,56 @@
  * sums of dweight = sum over rows of dy h rstd. rmsnorm_dweight adds the partial sums up.
  *
  * Floor: 4 bytes read (dy, h) and 2 written (dx) an element, 2 more read with dresidual. The partial sums are
- * blocks * columns * 4 bytes, a few percent of one matrix.
+ * blocks * columns * 4 bytes, written and read again.
  *
- * Plan: a persistent grid; a block takes a run of consecutive rows, one at a time across all its threads, UNITS units
- * of 16 bytes a thread (the host chooses threads = columns / 16, so at most 16384 columns). Rows arrive through a ring
- * in shared memory (row_ring.cuh), several ahead, so the reduction in the middle of a row does not stop the reading. A
- * row is read from its stage twice, before and after its reduction, which costs less than the registers that would hold
- * it; the one barrier of the reduction also frees the stage of the row before. Sums over the run for dweight stay in
- * registers, 8 a unit, and are written once. dx may be dy or dresidual: a row is written after all of it was read. */
+ * Plan: a persistent grid, a block for each multiprocessor; it has groups of threads, each of which takes a run of
+ * consecutive rows, one at a time across the group, UNITS units of 16 bytes a thread (the host chooses threads =
+ * columns / 16, so at most 16384 columns). Rows arrive through a ring in shared memory (row_ring.cuh), several ahead,
+ * so the reduction in the middle of a row does not stop the reading. A row is read from its stage twice, before and
+ * after its reduction, which costs less than the registers that would hold it; the one barrier of the reduction also
+ * frees the stage of the row before. Sums over the run for dweight stay in registers, 8 a unit; at the end the groups'
+ * are added up in shared memory, so that a multiprocessor writes one row of partial sums however many groups it has. dx
+ * may be dy or dresidual: a row is written after all of it was read. */
 #include "common/norm.cuh"
 #include "common/row_ring.cuh"
 
 #define MAX_THREADS 1024
 #define UNITS 2
 
+/* The sums of a group's unit k, to shared memory or memory. */
+DW_DEVICE void store_sums(float *to, const float sums[8], int col, int cols) {
+    if (cols % 8 == 0) {
+        if (col < cols) {
+            *(float4 *)(to + col) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+            *(float4 *)(to + col + 4) = make_float4(sums[4], sums[5], sums[6], sums[7]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (col + i < cols) {
+                to[col + i] = sums[i];
+            }
+        }
+    }
+}
+
+/* Where a group's sums are when its ring is free. */
+DW_DEVICE float *group_sums(char *shared, const dw_cuda_rmsnorm_backward_params *p, uint32_t group) {
+    return (float *)(shared + group * (uint32_t)p->group_shared + 8 * RING_STAGES_MAX);
+}
+
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rmsnorm_backward_bf16__sm90(const __grid_constant__ dw_cuda_rmsnorm_backward_params p) {
     griddepcontrol_wait();
-    extern __shared__ uint4 dynamic_shared[];
-    __shared__ float partial[2][32];
+    extern __shared__ __align__(16) char dynamic_shared[];
+    __shared__ float partial[2][MAX_THREADS / 32];
     const int thread = (int)threadIdx.x, threads = (int)blockDim.x, warps = threads / 32;
-    const int run = (int)(((uint32_t)p.rows + gridDim.x - 1) / gridDim.x);
-    const int row0 = (int)blockIdx.x * run, row1 = min(row0 + run, p.rows);
-    const row_ring ring =
-        make_row_ring((char *)dynamic_shared, p.stages, p.dresidual != NULL ? 3 : 2, p.cols, p.source_vector);
+    /* Out of a shuffle the compiler takes it for uniform, and with it rows and addresses: else they are too many. */
+    const int group = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.y, 0), groups = (int)blockDim.y;
+    const int run = (int)blockIdx.x * groups + group, runs = (int)gridDim.x * groups;
+    const int row0 = (int)((int64_t)run * p.rows / runs), row1 = (int)((int64_t)(run + 1) * p.rows / runs);
+    const row_ring ring = make_row_ring(dynamic_shared + group * p.group_shared, p.stages, p.dresidual != NULL ? 3 : 2,
+                                        p.cols, p.source_vector, thread);
     if (ring.bulk && thread == 0) {
         for (int i = 0; i < ring.stages && row0 + i < row1; i++) {
             ring_request(&ring, i, p.dy, p.h, p.dresidual, p.ld, row0 + i);
@@ -64,15 +90,15 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         }
         sum = warp_sum(sum);
         if (thread % 32 == 0) {
-            partial[row & 1][thread / 32] = sum;
+            partial[row & 1][group * warps + thread / 32] = sum;
         }
-        __syncthreads();
-        /* Everybody is done with the row before this one, so its stage is free. */
+        bar_sync(1 + group, threads);
+        /* Everybody of the group is done with the row before this one, so its stage is free. */
         if (ring.bulk && thread == 0 && row > row0 && row - 1 + ring.stages < row1) {
             ring_request(&ring, stage == 0 ? ring.stages - 1 : stage - 1, p.dy, p.h, p.dresidual, p.ld,
                          row - 1 + ring.stages);
         }
-        sum = warp_sum(thread % 32 < warps ? partial[row & 1][thread % 32] : 0.0f);
+        sum = warp_sum(thread % 32 < warps ? partial[row & 1][group * warps + thread % 32] : 0.0f);
         const float pull = sum * p.inverse_cols * rstd * rstd;
 #pragma unroll
         for (int k = 0; k < UNITS; k++) {
@@ -100,23 +126,35 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
             parity ^= 1;
         }
     }
-    float *out = p.dweight_partial + (int64_t)blockIdx.x * p.cols;
+    /* Group by group onto the first one's. Nothing of the loop is used again: it has no registers to spare. */
+    if (blockDim.y > 1) {
+        __syncthreads(); /* the rings are free */
+        if (threadIdx.y > 0) {
 #pragma unroll
-    for (int k = 0; k < UNITS; k++) {
-        const int col = (k * threads + thread) * 8;
-        if (p.cols % 8 == 0) {
-            if (col < p.cols) {
-                *(float4 *)(out + col) = make_float4(dweight[k][0], dweight[k][1], dweight[k][2], dweight[k][3]);
-                *(float4 *)(out + col + 4) = make_float4(dweight[k][4], dweight[k][5], dweight[k][6], dweight[k][7]);
+            for (int k = 0; k < UNITS; k++) {
+                store_sums(group_sums(dynamic_shared, &p, threadIdx.y), dweight[k], (k * threads + thread) * 8, p.cols);
             }
-        } else {
+        }
+        __syncthreads();
+        if (threadIdx.y > 0) {
+            return;
+        }
+#pragma unroll 1
+        for (uint32_t g = 1; g < blockDim.y; g++) {
+            const float *from = group_sums(dynamic_shared, &p, g);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                if (col + i < p.cols) {
-                    out[col + i] = dweight[k][i];
+            for (int k = 0; k < UNITS; k++) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int col = (k * threads + thread) * 8 + i;
+                    dweight[k][i] += col < p.cols ? from[col] : 0.0f;
                 }
             }
         }
+    }
+#pragma unroll
+    for (int k = 0; k < UNITS; k++) {
+        store_sums(p.dweight_partial + (int64_t)blockIdx.x * p.cols, dweight[k], (k * threads + thread) * 8, p.cols);
     }
 }
 

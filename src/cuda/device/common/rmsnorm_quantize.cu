@@ -36,8 +36,8 @@ DW_DEVICE void rmsnorm_quantize_row(const dw_cuda_rmsnorm_params *p, int block) 
     const int block_cols = block_columns(block), blocks = (p->cols + block_cols - 1) / block_cols;
     const int row0 = (int)blockIdx.x * ROWS;
     extern __shared__ uint4 dynamic_shared[];
-    const row_ring ring =
-        make_row_ring((char *)dynamic_shared, p->stages, p->residual != NULL ? 2 : 1, p->cols, p->source_vector);
+    const row_ring ring = make_row_ring((char *)dynamic_shared, p->stages, p->residual != NULL ? 2 : 1, p->cols,
+                                        p->source_vector, thread);
     if (ring.bulk && thread == 0) {
         for (int i = 0; i < ring.stages && row0 + i < p->rows; i++) {
             ring_request(&ring, i, p->x, p->residual, NULL, p->x_ld, row0 + i);

@@ -1,6 +1,7 @@
 /* A ring of matrix rows in shared memory, filled by bulk copies ahead of the threads that use them.
  *
- * A stage holds one row of each of up to three matrices that are read together. Thread 0 asks for the rows; everybody
+ * A stage holds one row of each of up to three matrices that are read together. A block may have groups of threads with
+ * a ring each. Thread 0 of a group asks for the rows; everybody
  * waits on the stage's barrier. A stage may be asked for again once all threads have read it, which the caller knows
  * from a barrier of its own. The bytes in flight do not depend on registers: stages * matrices * row bytes for each
  * thread block.
@@ -22,8 +23,9 @@ typedef struct row_ring {
     bool bulk;
 } row_ring;
 
-/* Uses dynamic shared memory: RING_STAGES_MAX barriers, then the stages. Ends with a barrier of the thread block. */
-DW_DEVICE row_ring make_row_ring(char *shared, int stages, int matrices, int cols, int vector) {
+/* Uses shared memory: RING_STAGES_MAX barriers, then the stages. `thread`: this one's number in its group. Ends with a
+ * barrier of the thread block. */
+DW_DEVICE row_ring make_row_ring(char *shared, int stages, int matrices, int cols, int vector, int thread) {
     row_ring ring;
     ring.full = (uint64_t *)shared;
     ring.stage0 = shared + 8 * RING_STAGES_MAX;
@@ -32,7 +34,7 @@ DW_DEVICE row_ring make_row_ring(char *shared, int stages, int matrices, int col
     ring.row_bytes = (uint32_t)cols * 2;
     ring.stage_bytes = ring.row_bytes * (uint32_t)matrices;
     ring.bulk = vector && cols % 8 == 0;
-    if (threadIdx.x == 0) {
+    if (thread == 0) {
         for (int i = 0; i < stages; i++) {
             mbarrier_init(&ring.full[i], 1);
         }
@@ -42,7 +44,7 @@ DW_DEVICE row_ring make_row_ring(char *shared, int stages, int matrices, int col
     return ring;
 }
 
-/* Thread 0: asks for row `row` of the matrices (the third and second only where the ring has them). */
+/* Thread 0 of a group: asks for row `row` of the matrices (the third and second only where the ring has them). */
 DW_DEVICE void ring_request(const row_ring *ring, int stage, const void *a, const void *b, const void *c, int64_t ld,
                             int row) {
     char *to = ring->stage0 + (uint32_t)stage * ring->stage_bytes;
