@@ -24,7 +24,8 @@ FEW_ROWS = ((512, 4096, 4096), (256, 14336, 4096), (512, 14336, 4096))
 GROUPED_SHAPES = gpu_grouped.SHAPES
 FLOP_PER_CYCLE = 8192  # of a multiprocessor's four tensor cores in FP8, dense
 SETTLE_S = 0.25  # under load before the window: power has found its clock
-WINDOW_S = 0.75  # some machines answer NVML ten times a second at most
+WINDOW_S = 0.5
+MOST_WINDOWS = 10  # until NVML has answered often enough
 GRAPH_MS = 25.0  # of a graph under load, so that what lies between two of them does not count
 # The tensor core's sums hold integers up to 2^13 whatever it drops, so these are exact.
 CHECKED = (4000, 2056, 1040)
@@ -85,7 +86,7 @@ def _measure(
         order = list(contenders.items())
         random.Random(case).shuffle(order)
         for name, call in order:
-            took, begin, end = sustain(call, times[name], count)
+            took, begin, end = sustain(call, times[name], count, sampler.enough)
             clock, power = sampler.medians(begin, end)
             rate = operations / took / 1e9
             loaded[name] = {"rate": rate, "clock": clock, "power": power, "share": 100 * share(rate, clock)}
@@ -188,10 +189,11 @@ def check(name: str, kernel: unscaled.Kernel, groups: bool = False) -> None:
 
 
 def sustain(
-    call: Callable[[int], Any], milliseconds: float, count: int
+    call: Callable[[int], Any], milliseconds: float, count: int, enough: Callable[[datetime.datetime], bool]
 ) -> tuple[float, datetime.datetime, datetime.datetime]:
-    """Milliseconds of one call in a window of about WINDOW_S under load that has lasted SETTLE_S, and when the window
-    began and ended. `count` sets of buffers take turns; `milliseconds` is about what a call takes."""
+    """Milliseconds of one call in a window of about WINDOW_S, or more of them until `enough` says so of their
+    beginning, under load that has lasted SETTLE_S, and when the window began and ended. `count` sets of buffers take
+    turns; `milliseconds` is about what a call takes."""
     launches = count * max(1, round(GRAPH_MS / (milliseconds * count)))
     replay = gpu_common.graph(call, launches)
     seconds = launches * milliseconds / 1e3
@@ -201,10 +203,14 @@ def sustain(
     for turn in range(settling):
         replay(turn)
     start.record()
-    for turn in range(timed):
-        replay(turn)
-    end.record()
-    start.synchronize()
-    began = datetime.datetime.now()
-    end.synchronize()
-    return start.elapsed_time(end) / (timed * launches), began, datetime.datetime.now()
+    began, windows = None, 0
+    while began is None or (windows < MOST_WINDOWS and not enough(began)):
+        for turn in range(timed):
+            replay(turn)
+        end.record()
+        if began is None:
+            start.synchronize()
+            began = datetime.datetime.now()
+        end.synchronize()
+        windows += 1
+    return start.elapsed_time(end) / (windows * timed * launches), began, datetime.datetime.now()

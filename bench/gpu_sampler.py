@@ -12,7 +12,7 @@ from typing import Any
 from bench import common
 
 INTERVAL_S = 0.01
-LEAST_SAMPLES = 5
+LEAST_SAMPLES = 3
 
 
 @dataclass
@@ -73,11 +73,18 @@ class Sampler:
         except Exception as error:  # told by whoever asks for the samples
             self._failure = error
 
+    def enough(self, begin: datetime.datetime) -> bool:
+        """Whether there are samples enough since then, or will never be: NVML takes from 1 ms to 0.4 s to answer."""
+        return self._failure is not None or len(self._inside(begin, datetime.datetime.max)) >= LEAST_SAMPLES
+
+    def _inside(self, begin: datetime.datetime, end: datetime.datetime) -> list[Sample]:
+        return [sample for sample in list(self._samples) if begin <= sample.at <= end]
+
     def medians(self, begin: datetime.datetime, end: datetime.datetime) -> tuple[float, float]:
         """Clock in MHz and power in watts between the two moments, which have passed."""
         if self._failure is not None:
             raise self._failure
-        inside = [sample for sample in list(self._samples) if begin <= sample.at <= end]
+        inside = self._inside(begin, end)
         if len(inside) < LEAST_SAMPLES:
             raise common.BenchError(f"{len(inside)} samples of NVML in the window; {LEAST_SAMPLES} are wanted")
         return statistics.median(s.megahertz for s in inside), statistics.median(s.watts for s in inside)

@@ -60,8 +60,9 @@ def test_norm_backward_whatever_groups_a_block_has(cols: int, rows: int) -> None
     dx, dweight = cuda_fused.norm_backward(dy, h, weight, rstd, 1.0)
     scale, pulled = rstd.double()[:, None], dy.double() * (weight.double() + 1.0)
     expected = scale * (pulled - h.double() * scale**2 * (pulled * h.double()).mean(-1, keepdim=True))
-    assert oracle.relative(dx, expected) < ROUNDED_ONCE / 3**0.5
-    assert oracle.relative(dweight, (dy.double() * h.double() * scale).sum(0)) < ROUNDED_ONCE / 3**0.5
+    # One rounding to BF16 of each element, at most; FP32 sums before it.
+    assert oracle.relative(dx, expected) < 1.01 * ROUNDED_ONCE
+    assert oracle.relative(dweight, (dy.double() * h.double() * scale).sum(0)) < 1.01 * ROUNDED_ONCE
     again = cuda_fused.norm_backward(dy, h, weight, rstd, 1.0)
     assert torch.equal(again[0], dx)
     assert torch.equal(again[1], dweight)

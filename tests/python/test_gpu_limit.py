@@ -255,10 +255,24 @@ def test_the_window_comes_after_settling(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_common, "graph", graph)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    took, began, ended = gpu_limit.sustain(lambda turn: None, 1.0, 3)
-    assert replays == ["graph"] * 11 + ["event"] + ["graph"] * 32 + ["event"]
-    assert took == pytest.approx(660 / (32 * 24))
+    took, began, ended = gpu_limit.sustain(lambda turn: None, 1.0, 3, lambda since: True)
+    assert replays == ["graph"] * 11 + ["event"] + ["graph"] * 21 + ["event"]
+    assert took == pytest.approx(660 / (21 * 24))
     assert began <= ended
+    replays.clear()
+    asked: list[datetime.datetime] = []
+
+    def enough(since: datetime.datetime) -> bool:
+        asked.append(since)
+        return len(asked) == 3
+
+    took, began, ended = gpu_limit.sustain(lambda turn: None, 1.0, 3, enough)
+    assert replays == ["graph"] * 11 + ["event"] + (["graph"] * 21 + ["event"]) * 3, "windows are added"
+    assert took == pytest.approx(660 / (3 * 21 * 24))
+    assert asked == [began] * 3
+    replays.clear()
+    gpu_limit.sustain(lambda turn: None, 1.0, 3, lambda since: False)
+    assert replays.count("event") == 1 + gpu_limit.MOST_WINDOWS
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -315,7 +329,9 @@ def test_medians_are_of_the_window(nvml: _Nvml) -> None:
         nvml.load = ((1000, 700.5), (1400, 600.5), (1200, 650.5))
         time.sleep(0.05)
         begin = datetime.datetime.now()
+        assert not sampler.enough(begin)
         time.sleep(0.5)
+        assert sampler.enough(begin)
         clock, power = sampler.medians(begin, datetime.datetime.now())
         assert clock in (1000, 1200, 1400)
         assert power in (600.5, 650.5, 700.5)
@@ -362,6 +378,9 @@ class _Sampler:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def enough(self, begin: str) -> bool:
+        return True
+
     def medians(self, begin: str, end: str) -> tuple[float, float]:
         return {"deepwell": (1300.0, 690.0), "deepgemm": (1400.0, 695.0)}.get(begin, (1350.0, 698.0))
 
@@ -383,7 +402,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
     monkeypatch.setattr(gpu_limit, "check", lambda name, kernel, groups: None)
     monkeypatch.setattr(gpu_limit, "_contenders", lambda *shape: {name: (lambda name=name: name) for name in times})
     monkeypatch.setattr(gpu_common, "interleaved", lambda contenders, rounds, launches: dict(times))
-    monkeypatch.setattr(gpu_limit, "sustain", lambda call, took, count: (2 * took, call(), call()))
+    monkeypatch.setattr(gpu_limit, "sustain", lambda call, took, count, enough: (2 * took, call(), call()))
     gpu_limit.multiprocessors.cache_clear()
 
 

@@ -126,35 +126,28 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
             parity ^= 1;
         }
     }
-    /* Group by group onto the first one's. Nothing of the loop is used again: it has no registers to spare. */
-    if (blockDim.y > 1) {
-        __syncthreads(); /* the rings are free */
-        if (threadIdx.y > 0) {
+    /* Nothing of the loop is used again: it has no registers to spare. */
+    float *out = p.dweight_partial + (int64_t)blockIdx.x * p.cols;
+    if (blockDim.y == 1) {
 #pragma unroll
-            for (int k = 0; k < UNITS; k++) {
-                store_sums(group_sums(dynamic_shared, &p, threadIdx.y), dweight[k], (k * threads + thread) * 8, p.cols);
-            }
+        for (int k = 0; k < UNITS; k++) {
+            store_sums(out, dweight[k], (k * threads + thread) * 8, p.cols);
         }
-        __syncthreads();
-        if (threadIdx.y > 0) {
-            return;
-        }
-#pragma unroll 1
-        for (uint32_t g = 1; g < blockDim.y; g++) {
-            const float *from = group_sums(dynamic_shared, &p, g);
-#pragma unroll
-            for (int k = 0; k < UNITS; k++) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const int col = (k * threads + thread) * 8 + i;
-                    dweight[k][i] += col < p.cols ? from[col] : 0.0f;
-                }
-            }
-        }
+        return;
     }
+    __syncthreads(); /* the rings are free */
 #pragma unroll
     for (int k = 0; k < UNITS; k++) {
-        store_sums(p.dweight_partial + (int64_t)blockIdx.x * p.cols, dweight[k], (k * threads + thread) * 8, p.cols);
+        store_sums(group_sums(dynamic_shared, &p, threadIdx.y), dweight[k], (k * threads + thread) * 8, p.cols);
+    }
+    __syncthreads();
+    for (uint32_t col = threadIdx.y * blockDim.x + threadIdx.x; col < (uint32_t)p.cols;
+         col += blockDim.x * blockDim.y) {
+        float sum = group_sums(dynamic_shared, &p, 0)[col];
+        for (uint32_t g = 1; g < blockDim.y; g++) {
+            sum += group_sums(dynamic_shared, &p, g)[col];
+        }
+        out[col] = sum;
     }
 }
 
