@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     /* Out of a shuffle the compiler takes it for uniform, and with it rows and addresses: else they are too many. */
     const int group = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.y, 0), groups = (int)blockDim.y;
     const int run = group * (int)gridDim.x + (int)blockIdx.x, runs = (int)gridDim.x * groups;
-    const int each = (p.rows + runs - 1) / runs, row0 = run * each, row1 = min(row0 + each, p.rows);
+    const int row0 = (int)((int64_t)run * p.rows / runs), row1 = (int)((int64_t)(run + 1) * p.rows / runs);
     const row_ring ring = make_row_ring(dynamic_shared + group * p.group_shared, p.stages, p.dresidual != NULL ? 3 : 2,
                                         p.cols, p.source_vector, thread);
     if (ring.bulk && thread == 0) {
