@@ -41,6 +41,7 @@ typedef struct dw_piece {
     _Alignas(
         64) uint8_t turned[DW_PIECE_COLS / DW_CHUNK][16][DW_SLOTS][DW_CHUNK]; /* of columns i, i + 16, ... at [i] */
     _Alignas(64) uint8_t top[DW_PIECE_COLS];                                  /* the strip's columns' scales */
+    _Alignas(64) uint8_t row_codes[DW_CELL][DW_PIECE_COLS / 32];              /* of the strip's segments */
     dw_column_codes codes[DW_PIECE_ROWS / DW_CELL][DW_PIECE_COLS / DW_CELL];  /* of 128 rows and 128 columns */
 } dw_piece;
 
@@ -65,6 +66,7 @@ typedef struct dw_row_group {
     int64_t r, c;
     const uint8_t *words;
     dw_planes *planes;
+    uint8_t *codes; /* a row's after DW_PIECE_COLS / 32 */
     uint8_t *out;
     uint32_t odd; /* segments that may need the exact scalar code */
 } dw_row_group;
@@ -145,6 +147,12 @@ DW_INLINE __m512i dw_join64(const dw_planes *planes, __m512i biases, const dw_sp
     return _mm512_ternarylogic_epi64(rest, s->sign, _mm512_min_epu8(magnitudes, s->limit), 0xEA);
 }
 
+/* Whether one of them is small. */
+DW_INLINE bool dw_has_small(const dw_planes *planes, __m512i biases) {
+    __m512i exponents = _mm512_load_si512(planes->exponents);
+    return _mm512_mask_cmple_epu8_mask(_mm512_test_epi8_mask(exponents, exponents), exponents, biases) != 0;
+}
+
 DW_INLINE bool dw_has_zero(__m512i bytes) {
     return _mm512_testn_epi8_mask(bytes, bytes) != 0;
 }
@@ -159,32 +167,26 @@ DW_INLINE __m512i dw_lengthen64(const uint8_t *words, __m512i codes_a, __m512i c
 
 /* Those vectors of a group anew in which an element is small. */
 static __attribute__((noinline)) void dw_lengthen_rows(const dw_row_group *g, const dw_quantize_job *job,
-                                                       const dw_split *s, bool saturates, bool stream) {
+                                                       const dw_split *s, bool stream) {
     __m512i biases = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)g->bias));
     for (int v = 0; v < DW_GROUP_VECTORS; v++) {
         int64_t i = v / 2, h = v % 2;
         const dw_planes *planes = g->planes + h * DW_CELL + i;
-        __m512i least = s->one;
-        dw_join64(planes, _mm512_permutexvar_epi8(s->spread[v], biases), s, saturates, &least);
-        if (!dw_has_zero(least)) continue;
+        if (!dw_has_small(planes, _mm512_permutexvar_epi8(s->spread[v], biases))) continue;
         __m512i codes_a = _mm512_set1_epi16(g->code[2 * v]), codes_b = _mm512_set1_epi16(g->code[2 * v + 1]);
         const uint8_t *words = g->words + i * job->source_ld * 2 + h * 2 * DW_CHUNK;
         dw_store64(g->out + i * job->row_ld + h * DW_CHUNK, dw_lengthen64(words, codes_a, codes_b, s), stream);
     }
 }
 
-/* 16 rows of 64 columns in the same way. */
+/* The same for 16 rows of 64 columns. */
 static __attribute__((noinline)) void dw_lengthen_columns(const dw_planes *planes, const uint8_t *words, int64_t step,
-                                                          __m512i codes, const dw_split *s, bool saturates,
-                                                          __m512i elements[16]) {
+                                                          __m512i codes, const dw_split *s, __m512i elements[16]) {
     __m512i biases = _mm512_subs_epu8(codes, _mm512_set1_epi8((char)s->unbiased));
     __m512i codes_a = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(codes));
     __m512i codes_b = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(codes, 1));
-    for (int i = 0; i < 16; i++) {
-        __m512i least = s->one;
-        elements[i] = dw_join64(planes + i, biases, s, saturates, &least);
-        if (dw_has_zero(least)) elements[i] = dw_lengthen64(words + i * step, codes_a, codes_b, s);
-    }
+    for (int i = 0; i < 16; i++)
+        if (dw_has_small(planes + i, biases)) elements[i] = dw_lengthen64(words + i * step, codes_a, codes_b, s);
 }
 
 /* The code of a block of `count` words, each `step` after the last: DW_SCALE_NAN where they are not finite, -1 where
@@ -251,16 +253,31 @@ DW_INLINE void dw_scale_group(dw_row_group *g, const __m512i top[DW_GROUP_VECTOR
 
 /* Ends a group whose elements are written. */
 DW_INLINE void dw_close_rows(dw_row_group *g, const dw_quantize_job *job, const dw_split *s, int64_t block,
-                             __m512i least, bool saturates, bool stream) {
-    if (DW_RARELY(dw_has_zero(least))) dw_lengthen_rows(g, job, s, saturates, stream);
+                             __m512i least, bool stream) {
+    if (DW_RARELY(dw_has_zero(least))) dw_lengthen_rows(g, job, s, stream);
     if (DW_RARELY(g->odd)) dw_mend_rows(g, job, s, block);
-    for (int i = 0; i < DW_GROUP_ROWS; i++) {
-        if (block == 32 && job->row_scale.col_stride == 1) {
-            memcpy(dw_scale_at(&job->row_scale, g->r + i, g->c / 32), g->code + 4 * i, 4);
-        } else {
-            for (int64_t b = 0; b < DW_CELL / block; b++)
-                *dw_scale_at(&job->row_scale, g->r + i, g->c / block + b) = g->code[4 * i + b * (block / 32)];
+    for (int i = 0; i < DW_GROUP_ROWS; i++)
+        memcpy(g->codes + i * (DW_PIECE_COLS / 32), g->code + 4 * i, 4);
+}
+
+/* Writes the codes of a strip's rows. */
+DW_INLINE void dw_write_row_codes(const dw_piece *piece, const dw_quantize_job *job, int64_t block, int64_t r,
+                                  int64_t c, int64_t cols) {
+    bool side_by_side = job->row_scale.col_stride == 1 && cols == DW_PIECE_COLS;
+    for (int64_t i = 0; i < block; i++) {
+        const uint8_t *codes = piece->row_codes[i];
+        if (side_by_side) {
+            __m128i all = _mm_load_si128((const __m128i *)codes);
+            uint8_t *to = dw_scale_at(&job->row_scale, r + i, c / block);
+            if (block == 32)
+                _mm_storeu_si128((__m128i *)to, all);
+            else
+                _mm_storeu_si32(to, _mm_cvtepi32_epi8(all));
+            continue;
         }
+        dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, r + i, c / block);
+        for (int64_t k = 0; k < cols; k += block)
+            *dw_scale_next(&scales) = codes[k / 32];
     }
 }
 
@@ -297,18 +314,12 @@ DW_INLINE void dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_
             dw_store64(done->out + i * ld + h * DW_CHUNK, elements, stage.stream);
         }
     }
-    if (stage.writes) dw_close_rows(done, job, s, block, least, stage.saturates, stage.stream);
+    if (stage.writes) dw_close_rows(done, job, s, block, least, stage.stream);
     if (stage.reads) {
         _mm512_store_si512(top, column_top[0]);
         _mm512_store_si512(top + DW_CHUNK, column_top[1]);
         dw_scale_group(g, row_top, block, s);
     }
-}
-
-/* Asks for the places of the codes of four rows from (r, c). */
-DW_INLINE void dw_ask_row_codes(const dw_quantize_job *job, int64_t block, int64_t r, int64_t c) {
-    for (int64_t i = 0; i < DW_GROUP_ROWS; i++)
-        _mm_prefetch((const char *)dw_scale_at(&job->row_scale, r + i, c / block), _MM_HINT_T0);
 }
 
 /* Splits the strip at (r, c) into the planes, finds its columns' scales, and writes its rows. `next` is the source of
@@ -324,12 +335,12 @@ DW_INLINE void dw_stage_strip(dw_piece *piece, const dw_quantize_job *job, const
         const uint8_t *words = (const uint8_t *)job->source + (r + first) * step + c * 2;
         const uint8_t *ahead = first + DW_GROUP_ROWS < block ? words + DW_GROUP_ROWS * step : next;
         uint8_t *out = job->row_data + (r + first) * job->row_ld + c;
-        if (first + DW_GROUP_ROWS < block) dw_ask_row_codes(job, block, r + first + DW_GROUP_ROWS, c);
         for (int64_t k = 0; k < cols; k += DW_CELL) {
             g->r = r + first;
             g->c = c + k;
             g->words = words + k * 2;
             g->planes = piece->planes[k / DW_CHUNK] + first;
+            g->codes = piece->row_codes[first] + k / 32;
             g->out = out + k;
             stage.writes = true;
             if (first + k == 0)
@@ -343,6 +354,7 @@ DW_INLINE void dw_stage_strip(dw_piece *piece, const dw_quantize_job *job, const
     }
     stage.reads = false;
     dw_stage_group(job, s, stage, block, NULL, NULL, NULL, done);
+    dw_write_row_codes(piece, job, block, r, c, cols);
 }
 
 /* Encodes the columns of the strip at (r, c) into the piece's buffer from slot `slot`. `codes` is the strip's place of
@@ -363,12 +375,15 @@ DW_INLINE void dw_turn_strip(dw_piece *piece, const dw_quantize_job *job, const 
             for (int i = 0; i < 16; i++)
                 x[i] = dw_join64(planes + i, biases, s, saturates, &least);
             if (DW_RARELY(dw_has_zero(least))) {
-                __m512i longer[16];
-                const uint8_t *words = (const uint8_t *)job->source + ((r + first) * job->source_ld + c + k) * 2;
-                dw_lengthen_columns(planes, words, job->source_ld * 2, code, s, saturates, longer);
+                __m512i mended[16];
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; i++)
-                    x[i] = longer[i];
+                    mended[i] = x[i];
+                const uint8_t *words = (const uint8_t *)job->source + ((r + first) * job->source_ld + c + k) * 2;
+                dw_lengthen_columns(planes, words, job->source_ld * 2, code, s, mended);
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++)
+                    x[i] = mended[i];
             }
             dw_transpose16_512(x);
 #pragma GCC unroll 16
@@ -446,6 +461,32 @@ DW_INLINE void dw_send_columns(const dw_piece *piece, const dw_quantize_job *job
     }
 }
 
+/* Writes the codes of the columns of the piece `part`. Lines of codes lie far apart, so that each store costs a miss:
+ * where a column's codes lie side by side they go at once. */
+DW_INLINE void dw_write_piece_codes(const dw_piece *piece, const dw_quantize_job *job, int64_t block,
+                                    const dw_tile *part) {
+    int64_t rows = part->row1 - part->row0, cols = part->col1 - part->col0, count = DW_CELL / block;
+    const dw_scale_map *map = &job->col_scale;
+    if (map->atoms_per_row || map->col_stride != 1 || rows != DW_PIECE_ROWS) {
+        for (int64_t r = 0; r < rows; r += DW_CELL)
+            for (int64_t c = 0; c < cols; c += DW_CELL)
+                dw_write_column_codes(job, part->row0 + r, part->col0 + c, DW_CELL,
+                                      &piece->codes[r / DW_CELL][c / DW_CELL], block, count);
+        return;
+    }
+    for (int64_t c = 0; c < cols; c += DW_CHUNK) {
+        __m512i x[16];
+        for (int64_t b = 0; b < 16; b++)
+            x[b] = b < DW_PIECE_ROWS / block
+                       ? _mm512_load_si512(piece->codes[b / count][c / DW_CELL].code[b % count] + c % DW_CELL)
+                       : _mm512_setzero_si512();
+        dw_transpose16_512(x);
+        for (int64_t i = 0; i < DW_CHUNK; i++)
+            memcpy(dw_scale_at(map, part->col0 + c + i, part->row0 / block), (const uint8_t *)&x[i % 16] + i / 16 * 16,
+                   (size_t)(DW_PIECE_ROWS / block));
+    }
+}
+
 /* One piece: rows and columns are multiples of 128. `after` is the source that is read after it. */
 static void dw_quantize_piece(dw_piece *piece, const dw_quantize_job *job, const dw_split *split, dw_strip_stage stage,
                               dw_strip_turn turn, int64_t block, const dw_tile *part, const uint8_t *after,
@@ -460,10 +501,10 @@ static void dw_quantize_piece(dw_piece *piece, const dw_quantize_job *job, const
         uint8_t *codes = piece->codes[first / DW_CELL][0].code[first % DW_CELL / block];
         turn(piece, job, split, block, r, part->col0, cols, first / 16, codes);
     }
-    for (int64_t r = 0; r < rows; r += DW_CELL)
-        for (int64_t c = 0; c < cols; c += DW_CELL)
-            dw_write_column_codes(job, part->row0 + r, part->col0 + c, DW_CELL, &piece->codes[r / DW_CELL][c / DW_CELL],
-                                  block, DW_CELL / block);
+    if (block == 32)
+        dw_write_piece_codes(piece, job, 32, part);
+    else
+        dw_write_piece_codes(piece, job, 128, part);
     if (stream)
         dw_send_columns(piece, job, part, true);
     else
