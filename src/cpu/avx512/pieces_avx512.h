@@ -357,6 +357,30 @@ DW_INLINE void dw_stage_strip(dw_piece *piece, const dw_quantize_job *job, const
     dw_write_row_codes(piece, job, block, r, c, cols);
 }
 
+/* The same without rows. */
+static __attribute__((noinline)) void dw_stage_reading(dw_piece *piece, const dw_quantize_job *job, const dw_split *all,
+                                                       int64_t block, int64_t r, int64_t c, int64_t cols,
+                                                       const uint8_t *next) {
+    const dw_split copy = *all, *s = &copy;
+    int64_t step = job->source_ld * 2;
+    memset(piece->top, 0, sizeof piece->top);
+    for (int64_t first = 0; first < block; first += DW_GROUP_ROWS) {
+        const uint8_t *words = (const uint8_t *)job->source + (r + first) * step + c * 2;
+        const uint8_t *ahead = first + DW_GROUP_ROWS < block ? words + DW_GROUP_ROWS * step : next;
+        for (int64_t k = 0; k < cols; k += DW_CHUNK) {
+            __m512i top = _mm512_load_si512(piece->top + k);
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < DW_GROUP_ROWS; i++) {
+                int64_t at = i * step + k * 2;
+                _mm_prefetch((const char *)ahead + at, _MM_HINT_T0);
+                _mm_prefetch((const char *)ahead + at + 64, _MM_HINT_T0);
+                top = _mm512_max_epu8(top, dw_split64(words + at, s, piece->planes[k / DW_CHUNK] + first + i));
+            }
+            _mm512_store_si512(piece->top + k, top);
+        }
+    }
+}
+
 /* Encodes the columns of the strip at (r, c) into the piece's buffer from slot `slot`. `codes` is the strip's place of
  * the first 128. */
 DW_INLINE void dw_turn_strip(dw_piece *piece, const dw_quantize_job *job, const dw_split *all, int64_t block, int64_t r,
@@ -511,14 +535,17 @@ static void dw_quantize_piece(dw_piece *piece, const dw_quantize_job *job, const
         dw_send_columns(piece, job, part, false);
 }
 
-DW_INLINE void dw_quantize_pieces(const dw_quantize_job *job, const dw_tile *tile, int64_t block) {
+/* Both orientations, or the transposed one alone. */
+DW_INLINE void dw_quantize_pieces(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block) {
     int64_t outputs = job->rows * job->cols;
-    bool stream_rows = dw_streams(job->row_data, job->row_ld, outputs, DW_VECTOR_BYTES);
+    bool stream_rows = both && dw_streams(job->row_data, job->row_ld, outputs, DW_VECTOR_BYTES);
     bool stream_columns = dw_streams(job->col_data, job->col_ld, outputs, DW_VECTOR_BYTES);
     bool saturates = job->rounding != DW_ROUND_RCEIL;
-    dw_strip_stage stage = stream_rows ? saturates ? dw_stage_streaming_floor : dw_stage_streaming
-                           : saturates ? dw_stage_storing_floor
-                                       : dw_stage_storing;
+    dw_strip_stage stage = dw_stage_reading;
+    if (both && saturates)
+        stage = stream_rows ? dw_stage_streaming_floor : dw_stage_storing_floor;
+    else if (both)
+        stage = stream_rows ? dw_stage_streaming : dw_stage_storing;
     dw_strip_turn turn = saturates ? dw_turn_floor : dw_turn;
     dw_split split;
     dw_piece piece;
@@ -537,8 +564,8 @@ DW_INLINE void dw_quantize_pieces(const dw_quantize_job *job, const dw_tile *til
     if (stream_rows || stream_columns) _mm_sfence();
     /* What whole blocks of 128 leave at the right and below. */
     dw_tile right = {tile->row0, row1, col1, tile->col1}, below = {row1, tile->row1, tile->col0, tile->col1};
-    if (right.row0 < right.row1 && right.col0 < right.col1) dw_quantize_cells(job, &right, true, block, DW_BF16);
-    if (below.row0 < below.row1) dw_quantize_cells(job, &below, true, block, DW_BF16);
+    if (right.row0 < right.row1 && right.col0 < right.col1) dw_quantize_cells(job, &right, both, block, DW_BF16);
+    if (below.row0 < below.row1) dw_quantize_cells(job, &below, both, block, DW_BF16);
 }
 
 #endif
