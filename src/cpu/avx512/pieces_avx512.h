@@ -12,11 +12,13 @@
  * width, asking for the four rows below, and split into the planes; the group before leaves at the same time, so that
  * stores lie between loads and nothing waits for a group's scales. Then the strip's columns are encoded from the planes
  * and turned: 16 x 16 bytes in each quarter of a vector, kept in this order in the piece's buffer. When a piece is
- * complete, four quarters at a time become lines of columns, in runs of 256 bytes.
+ * complete, four quarters at a time become lines of columns, in runs of 256 bytes. Narrower pieces are read more
+ * slowly, wider or taller ones need more of the second-level cache. Codes are collected and leave side by side.
  *
- * Elements below the smallest normal have an exponent at or below the block's while their word is not zero. Vectors
- * that have some are encoded anew from the source (encode_avx512.h). Blocks for the exact scalar code (NaN, infinity,
- * tiny amax), and a few at the upper end that might be, are known by their scale. */
+ * Elements below the smallest normal have an exponent at or below the block's bias while their word is not zero.
+ * Vectors that have some are encoded anew from the source (encode_avx512.h). Blocks whose scale says that they may need
+ * the exact scalar code (NaN, infinity, tiny amax) are "odd" and looked at again. For the columns alone the same is
+ * done without rows. */
 #ifndef DW_PIECES_AVX512_H
 #define DW_PIECES_AVX512_H
 
@@ -38,11 +40,11 @@ typedef struct dw_planes {
 
 typedef struct dw_piece {
     dw_planes planes[DW_PIECE_COLS / DW_CHUNK][DW_CELL]; /* of the strip's rows */
-    _Alignas(
-        64) uint8_t turned[DW_PIECE_COLS / DW_CHUNK][16][DW_SLOTS][DW_CHUNK]; /* of columns i, i + 16, ... at [i] */
-    _Alignas(64) uint8_t top[DW_PIECE_COLS];                                  /* the strip's columns' scales */
-    _Alignas(64) uint8_t row_codes[DW_CELL][DW_PIECE_COLS / 32];              /* of the strip's segments */
-    dw_column_codes codes[DW_PIECE_ROWS / DW_CELL][DW_PIECE_COLS / DW_CELL];  /* of 128 rows and 128 columns */
+    /* Elements of the columns: 16 rows of columns i, i + 16, i + 32, i + 48 of a chunk at [chunk][i][row / 16]. */
+    _Alignas(64) uint8_t turned[DW_PIECE_COLS / DW_CHUNK][16][DW_SLOTS][DW_CHUNK];
+    _Alignas(64) uint8_t top[DW_PIECE_COLS];                                 /* the strip's columns' scales */
+    _Alignas(64) uint8_t row_codes[DW_CELL][DW_PIECE_COLS / 32];             /* of the strip's segments */
+    dw_column_codes codes[DW_PIECE_ROWS / DW_CELL][DW_PIECE_COLS / DW_CELL]; /* of 128 rows and 128 columns */
 } dw_piece;
 
 /* A block's scale in bytes is the exponent field of its amax, one more where that is rounded up. */
@@ -89,21 +91,17 @@ static void dw_split_of(dw_split *s, dw_dtype element, dw_rounding rounding) {
     s->one = _mm512_set1_epi8(1);
     s->sign = _mm512_broadcast_i64x4(encoding->sign);
     s->limit = _mm512_broadcast_i64x4(encoding->limit);
-    for (int v = 0; v < DW_GROUP_VECTORS; v++) {
-        for (int i = 0; i < 64; i++)
-            bytes[i] = (uint8_t)(2 * v + i / 32);
-        s->spread[v] = _mm512_loadu_si512(bytes);
-    }
-    for (int i = 0; i < 64; i++)
-        bytes[i] = (uint8_t)(i % 4 * 16 + i / 4 % 4 * 4);
-    s->order = _mm512_loadu_si512(bytes);
+    __m512i halves = _mm512_maskz_set1_epi8(0xFFFFFFFF00000000, 1);
+    for (int v = 0; v < DW_GROUP_VECTORS; v++)
+        s->spread[v] = _mm512_add_epi8(halves, _mm512_set1_epi8((char)(2 * v)));
+    s->order = _mm512_broadcast_i32x4(_mm_setr_epi32(0x30201000, 0x34241404, 0x38281808, 0x3C2C1C0C));
     s->largest = encoding->largest;
     s->unbiased = encoding->base - 8;
     s->lowest = encoding->base + encoding->largest;
 }
 
-/* The larger of the magnitudes in both halves of each half of a and of b: a's results in the lower half. Then the same
- * within each quarter. */
+/* The larger of the scales that lie in the two halves of each half of a and of b; a's results in the lower half. The
+ * same within each quarter for its halves and for their halves. */
 DW_INLINE __m512i dw_fold_512(__m512i a, __m512i b) {
     return _mm512_max_epu8(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
 }
@@ -191,11 +189,12 @@ static __attribute__((noinline)) void dw_lengthen_columns(const dw_planes *plane
 
 /* The code of a block of `count` words, each `step` after the last: DW_SCALE_NAN where they are not finite, -1 where
  * all are zero. */
-static int dw_exact_code(const uint16_t *words, int64_t step, int64_t count, const dw_encoding *encoding) {
+static int dw_exact_code(const uint8_t *words, int64_t step, int64_t count, const dw_encoding *encoding) {
     int amax = 0;
     for (int64_t i = 0; i < count; i++) {
-        int magnitude = words[i * step] & 0x7FFF;
-        if (magnitude > amax) amax = magnitude;
+        uint16_t word;
+        memcpy(&word, words + 2 * i * step, sizeof word);
+        if ((word & 0x7FFF) > amax) amax = word & 0x7FFF;
     }
     return amax == 0 ? -1 : amax >= DW_WORD_INFINITY ? DW_SCALE_NAN : dw_code(amax, encoding);
 }
@@ -206,7 +205,7 @@ static __attribute__((noinline, cold)) void dw_mend_rows(dw_row_group *g, const 
     for (int64_t b = 0; b < 16; b += block / 32) {
         if (!(g->odd >> b & 1)) continue;
         int64_t r = g->r + b / 4, c = g->c + b % 4 * 32;
-        const uint16_t *words = (const uint16_t *)job->source + r * job->source_ld + c;
+        const uint8_t *words = (const uint8_t *)job->source + (r * job->source_ld + c) * 2;
         int code = dw_exact_code(words, 1, block, &s->coder.narrow);
         if (code < 0) continue;
         memset(g->code + b, code, (size_t)block / 32);
@@ -214,20 +213,20 @@ static __attribute__((noinline, cold)) void dw_mend_rows(dw_row_group *g, const 
     }
 }
 
-/* The odd columns of 64 from (r, c) in the same way, to the piece's buffer. */
+/* The odd columns of 64 from (r, c) in the same way, to the piece's buffer from slot `slot`. */
 static __attribute__((noinline, cold)) void dw_mend_turned(const dw_quantize_job *job, const dw_split *s, int64_t block,
                                                            int64_t r, int64_t c, uint64_t odd, uint8_t *codes,
-                                                           uint8_t turned[16][DW_SLOTS][DW_CHUNK]) {
+                                                           uint8_t turned[16][DW_SLOTS][DW_CHUNK], int64_t slot) {
     for (; odd; odd &= odd - 1) {
         int64_t j = __builtin_ctzll(odd);
         uint8_t column[DW_CELL];
-        const uint16_t *words = (const uint16_t *)job->source + r * job->source_ld + c + j;
+        const uint8_t *words = (const uint8_t *)job->source + (r * job->source_ld + c + j) * 2;
         int code = dw_exact_code(words, job->source_ld, block, &s->coder.narrow);
         if (code < 0) continue;
         codes[j] = (uint8_t)code;
         dw_encode_exactly(job, r, c + j, 1, 0, block, code, column);
-        for (int64_t i = 0; i < block; i += 16)
-            memcpy(turned[j % 16][i / 16] + j / 16 * 16, column + i, 16);
+        for (int64_t i = 0; i < block / 16; i++)
+            memcpy(turned[j % 16][slot + i] + j / 16 * 16, column + 16 * i, 16);
     }
 }
 
@@ -416,9 +415,7 @@ DW_INLINE void dw_turn_strip(dw_piece *piece, const dw_quantize_job *job, const 
         }
         __m512i place = _mm512_sub_epi8(scales, _mm512_set1_epi8((char)s->lowest));
         uint64_t odd = _mm512_cmpge_epu8_mask(place, _mm512_set1_epi8((char)(255 - s->lowest)));
-        if (DW_RARELY(odd))
-            dw_mend_turned(job, s, block, r, c + k, odd, to_codes,
-                           (uint8_t (*)[DW_SLOTS][DW_CHUNK]) & piece->turned[k / DW_CHUNK][0][slot]);
+        if (DW_RARELY(odd)) dw_mend_turned(job, s, block, r, c + k, odd, to_codes, piece->turned[k / DW_CHUNK], slot);
     }
 }
 
