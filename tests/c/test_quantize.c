@@ -147,7 +147,7 @@ static void assert_same(const dw_quantized *one, const dw_quantized *other) {
     assert_memory_equal(one->scale.data, other->scale.data, (size_t)(one->scale.shape[0] * one->scale.shape[1]));
 }
 
-/* Both orientations of `from`, and the transposed one alone, on every instruction set, with one and two threads,
+/* Both orientations of `from`, and each alone, on every instruction set, with one and two threads,
  * against the reference. */
 static void assert_as_reference(dw_context *reference, const dw_quantize_spec *spec, const dw_tensor *from) {
     const char *isas[3];
@@ -164,6 +164,9 @@ static void assert_as_reference(dw_context *reference, const dw_quantize_spec *s
         memset(transposed.data.data, 0xC3, (size_t)(rows * cols));
         ASSERT_OK(dw_quantize(context, spec, from, NULL, &transposed, NULL));
         assert_same(&transposed, &right_t);
+        memset(row.data.data, 0xC3, (size_t)(rows * cols));
+        ASSERT_OK(dw_quantize(context, spec, from, &row, NULL, NULL));
+        assert_same(&row, &right);
         free_quantized(&row);
         free_quantized(&transposed);
         dw_context_destroy(context);
@@ -306,6 +309,12 @@ static void extremes_in_pieces(void **state) {
             dw_quantized transposed = make_apart(&spec, cols, rows, rows + shape[2]);
             ASSERT_OK(dw_quantize(context, &spec, &from, &row, &transposed, NULL));
             assert_same_apart(&row, &right);
+            assert_same_apart(&transposed, &right_t);
+            memset(row.data.data, 0xC3, (size_t)(rows * (cols + shape[2])));
+            ASSERT_OK(dw_quantize(context, &spec, &from, &row, NULL, NULL));
+            assert_same_apart(&row, &right);
+            memset(transposed.data.data, 0xC3, (size_t)(cols * (rows + shape[2])));
+            ASSERT_OK(dw_quantize(context, &spec, &from, NULL, &transposed, NULL));
             assert_same_apart(&transposed, &right_t);
             free_quantized(&row);
             free_quantized(&transposed);
