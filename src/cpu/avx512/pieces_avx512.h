@@ -44,15 +44,20 @@ static __attribute__((noinline)) void dw_lengthen_columns(const dw_planes *plane
 }
 
 /* The odd columns of 64 from (r, c) in the same way, to the piece's buffer from slot `slot`. */
-static __attribute__((noinline, cold)) void dw_mend_turned(const dw_quantize_job *job, const dw_split *s, int64_t block,
-                                                           int64_t r, int64_t c, uint64_t odd, uint8_t *codes,
-                                                           uint8_t turned[16][DW_SLOTS][DW_CHUNK], int64_t slot) {
+static __attribute__((noinline)) void dw_mend_turned(const dw_quantize_job *job, const dw_split *s, int64_t block,
+                                                     int64_t r, int64_t c, uint64_t odd, uint8_t *codes,
+                                                     uint8_t turned[16][DW_SLOTS][DW_CHUNK], int64_t slot) {
+    __m512i a = _mm512_setzero_si512(), b = a, magnitude = _mm512_set1_epi16(0x7FFF);
+    for (int64_t i = 0; i < block; i++) {
+        const uint8_t *words = (const uint8_t *)job->source + ((r + i) * job->source_ld + c) * 2;
+        a = _mm512_or_si512(a, _mm512_loadu_si512(words));
+        b = _mm512_or_si512(b, _mm512_loadu_si512(words + 64));
+    }
+    odd &= _mm512_test_epi16_mask(a, magnitude) | (uint64_t)_mm512_test_epi16_mask(b, magnitude) << 32;
     for (; odd; odd &= odd - 1) {
         int64_t j = __builtin_ctzll(odd);
         uint8_t column[DW_CELL];
-        const uint8_t *words = (const uint8_t *)job->source + (r * job->source_ld + c + j) * 2;
-        int code = dw_exact_code(words, job->source_ld, block, &s->coder.narrow);
-        if (code < 0) continue;
+        int code = dw_exact_code(job, r, c + j, 1, 0, block, &s->coder.narrow);
         codes[j] = (uint8_t)code;
         dw_encode_exactly(job, r, c + j, 1, 0, block, code, column);
         for (int64_t i = 0; i < block / 16; i++)
@@ -93,9 +98,10 @@ DW_INLINE void dw_stage_strip(dw_piece *piece, const dw_quantize_job *job, const
                               int64_t r, int64_t c, int64_t cols, const uint8_t *next, bool saturates, bool stream) {
     const dw_split copy = *all, *s = &copy; /* nothing that is stored changes it */
     int64_t step = job->source_ld * 2;
-    dw_stage stage = {.across = DW_CELL / DW_CHUNK, .apart = DW_CELL, .reads = true, .columns = true};
+    dw_stage stage = {.across = DW_CELL / DW_CHUNK, .apart = DW_CELL, .columns = true};
     stage.saturates = saturates;
     stage.stream = stream;
+    int small = 0;
     dw_row_group groups[2], *g = groups, *done = groups + 1;
     memset(piece->top, 0, sizeof piece->top);
     for (int64_t first = 0; first < block; first += DW_GROUP_ROWS) {
@@ -108,21 +114,15 @@ DW_INLINE void dw_stage_strip(dw_piece *piece, const dw_quantize_job *job, const
             g->words = words + k * 2;
             g->planes = piece->planes[k / DW_CHUNK] + first;
             g->out = out + k;
-            stage.writes = first + k > 0;
-            if (stage.writes) {
-                dw_stage_group(job, s, stage, block, g, piece->top + k, ahead + k * 2, done);
-                dw_keep_row_codes(piece, done, r, c);
-            } else {
-                dw_stage_group(job, s, stage, block, g, piece->top, ahead, NULL);
-            }
+            bool begun = first + k > 0;
+            small = dw_next_group(job, s, stage, block, g, piece->top + k, ahead + k * 2, begun ? done : NULL, small);
+            if (begun) dw_keep_row_codes(piece, done, r, c);
             dw_row_group *swap = g;
             g = done;
             done = swap;
         }
     }
-    stage.reads = false;
-    stage.writes = true;
-    dw_stage_group(job, s, stage, block, NULL, NULL, NULL, done);
+    dw_last_group(job, s, stage, block, done);
     dw_keep_row_codes(piece, done, r, c);
     dw_write_row_codes(piece, job, block, r, c, cols);
 }

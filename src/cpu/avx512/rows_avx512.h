@@ -35,11 +35,12 @@ DW_INLINE void dw_quantize_groups(const dw_quantize_job *job, const dw_tile *til
     dw_split split;
     dw_split_of(&split, job->element, job->rounding);
     const dw_split copy = split, *s = &copy; /* nothing that is stored changes it */
-    dw_stage stage = {.across = DW_GROUP_VECTORS, .apart = 1, .reads = true, .saturates = saturates, .stream = stream};
+    dw_stage stage = {.across = DW_GROUP_VECTORS, .apart = 1, .saturates = saturates, .stream = stream};
     dw_planes planes[2][DW_GROUP_VECTORS];
     dw_row_group groups[2], *g = groups, *done = groups + 1;
     g->planes = planes[0];
     done->planes = planes[1];
+    int small = 0;
     int64_t end = tile->col0 + (tile->col1 - tile->col0) / DW_GROUP * DW_GROUP;
     int64_t gap = (job->source_ld - (end - tile->col0)) * 2; /* from the end of a row's groups to the next row's */
     const uint8_t *words = (const uint8_t *)job->source + (tile->row0 * job->source_ld + tile->col0) * 2;
@@ -50,21 +51,15 @@ DW_INLINE void dw_quantize_groups(const dw_quantize_job *job, const dw_tile *til
             g->words = words;
             g->out = job->row_data + r * job->row_ld + c;
             const uint8_t *ahead = words + DW_AHEAD + (c + DW_AHEAD / 2 < end ? 0 : gap);
-            stage.writes = r > tile->row0 || c > tile->col0;
-            if (stage.writes) {
-                dw_stage_group(job, s, stage, block, g, NULL, ahead, done);
-                dw_write_group_codes(done, job, block);
-            } else {
-                dw_stage_group(job, s, stage, block, g, NULL, ahead, NULL);
-            }
+            bool begun = r > tile->row0 || c > tile->col0;
+            small = dw_next_group(job, s, stage, block, g, NULL, ahead, begun ? done : NULL, small);
+            if (begun) dw_write_group_codes(done, job, block);
             dw_row_group *swap = g;
             g = done;
             done = swap;
         }
     }
-    stage.reads = false;
-    stage.writes = true;
-    dw_stage_group(job, s, stage, block, NULL, NULL, NULL, done);
+    dw_last_group(job, s, stage, block, done);
     dw_write_group_codes(done, job, block);
     if (stream) _mm_sfence();
 }

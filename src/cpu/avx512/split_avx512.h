@@ -18,7 +18,10 @@
 
 enum {
     DW_CHUNK = 64, /* elements of a vector */
-    DW_GROUP_VECTORS = 8
+    DW_GROUP_VECTORS = 8,
+    /* Vectors of a group with small elements: above this number the next group is written by the form that looks at
+     * each vector first, as writing lines twice costs more. */
+    DW_MANY_SMALL = 3
 };
 
 /* The two planes of 64 elements. */
@@ -141,41 +144,70 @@ DW_INLINE __m512i dw_lengthen64(const uint8_t *words, __m512i codes_a, __m512i c
     return dw_encode64(_mm512_loadu_si512(words), _mm512_loadu_si512(words + 64), biases_a, biases_b, &s->coder);
 }
 
-/* Those vectors of a group anew in which an element is small. */
-static __attribute__((noinline)) void dw_lengthen_rows(const dw_row_group *g, const dw_quantize_job *job,
-                                                       const dw_split *s, int across, int apart, bool stream) {
+/* Makes those vectors of a group anew in which an element is small, and returns their number. `all`: nothing of the
+ * group is written yet. */
+DW_INLINE int dw_write_vectors(const dw_row_group *g, const dw_quantize_job *job, const dw_split *s, int across,
+                               int apart, bool all, bool saturates, bool stream) {
     __m512i biases = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)g->bias));
+    int count = 0;
     for (int v = 0; v < DW_GROUP_VECTORS; v++) {
         int64_t i = v / across, h = v % across;
         const dw_planes *planes = g->planes + h * apart + i;
-        if (!dw_has_small(planes, _mm512_permutexvar_epi8(s->spread[v], biases))) continue;
-        __m512i codes_a = _mm512_set1_epi16(g->code[2 * v]), codes_b = _mm512_set1_epi16(g->code[2 * v + 1]);
-        const uint8_t *words = g->words + i * job->source_ld * 2 + h * 2 * DW_CHUNK;
-        dw_store64(g->out + i * job->row_ld + h * DW_CHUNK, dw_lengthen64(words, codes_a, codes_b, s), stream);
+        __m512i spread = _mm512_permutexvar_epi8(s->spread[v], biases), elements, least;
+        if (dw_has_small(planes, spread)) {
+            __m512i codes_a = _mm512_set1_epi16(g->code[2 * v]), codes_b = _mm512_set1_epi16(g->code[2 * v + 1]);
+            const uint8_t *words = g->words + i * job->source_ld * 2 + h * 2 * DW_CHUNK;
+            elements = dw_lengthen64(words, codes_a, codes_b, s);
+            count++;
+        } else if (all) {
+            least = s->one;
+            elements = dw_join64(planes, spread, s, saturates, &least);
+        } else {
+            continue;
+        }
+        dw_store64(g->out + i * job->row_ld + h * DW_CHUNK, elements, stream);
     }
+    return count;
 }
 
-/* The code of a block of `count` words, each `step` after the last: DW_SCALE_NAN where they are not finite, -1 where
- * all are zero. */
-static int dw_exact_code(const uint8_t *words, int64_t step, int64_t count, const dw_encoding *encoding) {
+static __attribute__((noinline)) int dw_lengthen_rows(const dw_row_group *g, const dw_quantize_job *job,
+                                                      const dw_split *s, int across, int apart, bool stream) {
+    return dw_write_vectors(g, job, s, across, apart, false, false, stream);
+}
+
+static __attribute__((noinline)) int dw_write_carefully(const dw_row_group *g, const dw_quantize_job *job,
+                                                        const dw_split *s, int across, int apart, bool saturates,
+                                                        bool stream) {
+    return dw_write_vectors(g, job, s, across, apart, true, saturates, stream);
+}
+
+/* The code of a block of `count` words from (r, c), each (dr, dc) after the last: DW_SCALE_NAN where they are not
+ * finite. */
+static int dw_exact_code(const dw_quantize_job *job, int64_t r, int64_t c, int dr, int dc, int64_t count,
+                         const dw_encoding *encoding) {
     int amax = 0;
     for (int64_t i = 0; i < count; i++) {
         uint16_t word;
-        memcpy(&word, words + 2 * i * step, sizeof word);
+        memcpy(&word, (const uint8_t *)job->source + ((r + i * dr) * job->source_ld + c + i * dc) * 2, sizeof word);
         if ((word & 0x7FFF) > amax) amax = word & 0x7FFF;
     }
-    return amax == 0 ? -1 : amax >= DW_WORD_INFINITY ? DW_SCALE_NAN : dw_code(amax, encoding);
+    return amax >= DW_WORD_INFINITY ? DW_SCALE_NAN : dw_code(amax, encoding);
 }
 
 /* The odd blocks of a group by the exact code, and their codes. Blocks of zeros are right already. */
-static __attribute__((noinline, cold)) void dw_mend_rows(dw_row_group *g, const dw_quantize_job *job, const dw_split *s,
-                                                         int across, int64_t block) {
-    for (int64_t b = 0; b < 16; b += block / 32) {
-        if (!(g->odd >> b & 1)) continue;
+static __attribute__((noinline)) void dw_mend_rows(dw_row_group *g, const dw_quantize_job *job, const dw_split *s,
+                                                   int across, int64_t block) {
+    __m512i magnitude = _mm512_set1_epi16(0x7FFF);
+    uint32_t nonzero = 0;
+    for (int b = 0; b < 16; b++) {
+        const uint8_t *words = g->words + b / (2 * across) * job->source_ld * 2 + b % (2 * across) * 64;
+        nonzero |= (uint32_t)(_mm512_test_epi16_mask(_mm512_loadu_si512(words), magnitude) != 0) << b;
+    }
+    uint32_t odd = g->odd & nonzero, segments = (1u << block / 32) - 1;
+    for (int64_t b = 0; b < 16 && odd; b += block / 32) {
+        if (!(odd >> b & segments)) continue;
         int64_t r = g->r + b / (2 * across), c = g->c + b % (2 * across) * 32;
-        const uint8_t *words = (const uint8_t *)job->source + (r * job->source_ld + c) * 2;
-        int code = dw_exact_code(words, 1, block, &s->coder.narrow);
-        if (code < 0) continue;
+        int code = dw_exact_code(job, r, c, 0, 1, block, &s->coder.narrow);
         memset(g->code + b, code, (size_t)block / 32);
         dw_encode_exactly(job, r, c, 0, 1, block, code, job->row_data + r * job->row_ld + c);
     }
@@ -204,15 +236,15 @@ DW_INLINE void dw_scale_group(dw_row_group *g, const __m512i top[DW_GROUP_VECTOR
 /* What is done with a group at once. Compile-time constants, as the loop below is the hot one. */
 typedef struct dw_stage {
     int across, apart;
-    bool reads, writes; /* this group; the group before */
+    bool reads, writes; /* this group; the group before, unless it is written already */
     bool columns;       /* their scales are wanted */
     bool saturates, stream;
 } dw_stage;
 
 /* Splits a group's words, with its columns' scales added to `top` and as much asked for from `ahead`, and writes the
- * elements of the group `done` before it. That one's codes are then final. */
-DW_INLINE void dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_stage stage, int64_t block,
-                              dw_row_group *g, uint8_t *top, const uint8_t *ahead, dw_row_group *done) {
+ * elements of the group `done` before it. Returns in how many of its vectors an element was small. */
+DW_INLINE int dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_stage stage, int64_t block,
+                             dw_row_group *g, uint8_t *top, const uint8_t *ahead, dw_row_group *done) {
     int64_t step = job->source_ld * 2, ld = job->row_ld;
     __m512i row_top[DW_GROUP_VECTORS], column_top[2], biases, least = s->one;
     if (stage.writes) biases = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)done->bias));
@@ -236,15 +268,39 @@ DW_INLINE void dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_
             dw_store64(done->out + i * ld + h * DW_CHUNK, elements, stage.stream);
         }
     }
-    if (stage.writes) {
-        if (DW_RARELY(dw_has_zero(least))) dw_lengthen_rows(done, job, s, stage.across, stage.apart, stage.stream);
-        if (DW_RARELY(done->odd)) dw_mend_rows(done, job, s, stage.across, block);
-    }
+    int small = 0;
+    if (stage.writes && DW_RARELY(dw_has_zero(least)))
+        small = dw_lengthen_rows(done, job, s, stage.across, stage.apart, stage.stream);
     if (stage.reads && stage.columns) {
         _mm512_store_si512(top, column_top[0]);
         _mm512_store_si512(top + DW_CHUNK, column_top[1]);
     }
     if (stage.reads) dw_scale_group(g, row_top, block, s);
+    return small;
+}
+
+/* Splits a group and writes the one before it, if there is one, whose codes are then final. `small` is what the last
+ * call returned, and this one returns. */
+DW_INLINE int dw_next_group(const dw_quantize_job *job, const dw_split *s, dw_stage stage, int64_t block,
+                            dw_row_group *g, uint8_t *top, const uint8_t *ahead, dw_row_group *done, int small) {
+    stage.reads = true;
+    if (done && small <= DW_MANY_SMALL) {
+        stage.writes = true;
+        small = dw_stage_group(job, s, stage, block, g, top, ahead, done);
+    } else {
+        dw_stage_group(job, s, stage, block, g, top, ahead, NULL);
+        if (!done) return 0;
+        small = dw_write_carefully(done, job, s, stage.across, stage.apart, stage.saturates, stage.stream);
+    }
+    if (DW_RARELY(done->odd)) dw_mend_rows(done, job, s, stage.across, block);
+    return small;
+}
+
+/* Writes the last group. */
+DW_INLINE void dw_last_group(const dw_quantize_job *job, const dw_split *s, dw_stage stage, int64_t block,
+                             dw_row_group *done) {
+    dw_write_carefully(done, job, s, stage.across, stage.apart, stage.saturates, stage.stream);
+    if (DW_RARELY(done->odd)) dw_mend_rows(done, job, s, stage.across, block);
 }
 
 #endif
