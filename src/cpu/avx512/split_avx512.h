@@ -9,6 +9,8 @@
  * Vectors that have some are encoded anew from the source (encode_avx512.h). Blocks whose scale says that they may need
  * the exact scalar code (NaN, infinity, tiny amax) are "odd" and looked at again.
  *
+ * The planes of a group are written and read again at once, in the nearest cache: registers do not hold them.
+ *
  * Groups are sixteen segments of 32 elements, in one row or in four. While a group is split the one before it leaves,
  * so that stores lie between loads and nothing waits for a group's scales. */
 #ifndef DW_SPLIT_AVX512_H
@@ -153,14 +155,13 @@ DW_INLINE int dw_write_vectors(const dw_row_group *g, const dw_quantize_job *job
     for (int v = 0; v < DW_GROUP_VECTORS; v++) {
         int64_t i = v / across, h = v % across;
         const dw_planes *planes = g->planes + h * apart + i;
-        __m512i spread = _mm512_permutexvar_epi8(s->spread[v], biases), elements, least;
+        __m512i spread = _mm512_permutexvar_epi8(s->spread[v], biases), elements, least = s->one;
         if (dw_has_small(planes, spread)) {
             __m512i codes_a = _mm512_set1_epi16(g->code[2 * v]), codes_b = _mm512_set1_epi16(g->code[2 * v + 1]);
             const uint8_t *words = g->words + i * job->source_ld * 2 + h * 2 * DW_CHUNK;
             elements = dw_lengthen64(words, codes_a, codes_b, s);
             count++;
         } else if (all) {
-            least = s->one;
             elements = dw_join64(planes, spread, s, saturates, &least);
         } else {
             continue;
@@ -236,8 +237,8 @@ DW_INLINE void dw_scale_group(dw_row_group *g, const __m512i top[DW_GROUP_VECTOR
 /* What is done with a group at once. Compile-time constants, as the loop below is the hot one. */
 typedef struct dw_stage {
     int across, apart;
-    bool reads, writes; /* this group; the group before, unless it is written already */
-    bool columns;       /* their scales are wanted */
+    bool writes;  /* the group before, too */
+    bool columns; /* their scales are wanted */
     bool saturates, stream;
 } dw_stage;
 
@@ -248,20 +249,18 @@ DW_INLINE int dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_s
     int64_t step = job->source_ld * 2, ld = job->row_ld;
     __m512i row_top[DW_GROUP_VECTORS], column_top[2], biases, least = s->one;
     if (stage.writes) biases = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)done->bias));
-    if (stage.reads && stage.columns) {
+    if (stage.columns) {
         column_top[0] = _mm512_load_si512(top);
         column_top[1] = _mm512_load_si512(top + DW_CHUNK);
     }
 #pragma GCC unroll 8
     for (int v = 0; v < DW_GROUP_VECTORS; v++) {
         int i = v / stage.across, h = v % stage.across;
-        if (stage.reads) {
-            int64_t at = i * step + h * 2 * DW_CHUNK;
-            _mm_prefetch((const char *)ahead + at, _MM_HINT_T0);
-            _mm_prefetch((const char *)ahead + at + 64, _MM_HINT_T0);
-            row_top[v] = dw_split64(g->words + at, s, g->planes + h * stage.apart + i);
-            if (stage.columns) column_top[h] = _mm512_max_epu8(column_top[h], row_top[v]);
-        }
+        int64_t at = i * step + h * 2 * DW_CHUNK;
+        _mm_prefetch((const char *)ahead + at, _MM_HINT_T0);
+        _mm_prefetch((const char *)ahead + at + 64, _MM_HINT_T0);
+        row_top[v] = dw_split64(g->words + at, s, g->planes + h * stage.apart + i);
+        if (stage.columns) column_top[h] = _mm512_max_epu8(column_top[h], row_top[v]);
         if (stage.writes) {
             __m512i spread = _mm512_permutexvar_epi8(s->spread[v], biases);
             __m512i elements = dw_join64(done->planes + h * stage.apart + i, spread, s, stage.saturates, &least);
@@ -271,11 +270,11 @@ DW_INLINE int dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_s
     int small = 0;
     if (stage.writes && DW_RARELY(dw_has_zero(least)))
         small = dw_lengthen_rows(done, job, s, stage.across, stage.apart, stage.stream);
-    if (stage.reads && stage.columns) {
+    if (stage.columns) {
         _mm512_store_si512(top, column_top[0]);
         _mm512_store_si512(top + DW_CHUNK, column_top[1]);
     }
-    if (stage.reads) dw_scale_group(g, row_top, block, s);
+    dw_scale_group(g, row_top, block, s);
     return small;
 }
 
@@ -283,7 +282,6 @@ DW_INLINE int dw_stage_group(const dw_quantize_job *job, const dw_split *s, dw_s
  * call returned, and this one returns. */
 DW_INLINE int dw_next_group(const dw_quantize_job *job, const dw_split *s, dw_stage stage, int64_t block,
                             dw_row_group *g, uint8_t *top, const uint8_t *ahead, dw_row_group *done, int small) {
-    stage.reads = true;
     if (done && small <= DW_MANY_SMALL) {
         stage.writes = true;
         small = dw_stage_group(job, s, stage, block, g, top, ahead, done);
