@@ -1,8 +1,8 @@
 #include "cpu/tiling.h"
 
 enum {
-    EDGE = 128,                /* tiles start at multiples of the largest block */
-    TALL = 256,                /* rows of the smallest tile for a transpose: a whole piece of avx2/pieces_avx2.h */
+    EDGE = 128, /* tiles start at multiples of the largest block */
+    TALL = 256, /* rows of the smallest tile for a transpose: whole pieces of avx2/ and avx512/pieces_*.h */
     SMALLEST_TILE = 64 * 1024, /* elements; about 30 us of scalar work, 5 us of SIMD: below that a wake-up costs more */
     LARGEST_TILE = 1024 * 1024, /* elements; keeps the last tiles of a large matrix from running alone for long */
     TILES_PER_THREAD = 4

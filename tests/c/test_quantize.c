@@ -147,7 +147,8 @@ static void assert_same(const dw_quantized *one, const dw_quantized *other) {
     assert_memory_equal(one->scale.data, other->scale.data, (size_t)(one->scale.shape[0] * one->scale.shape[1]));
 }
 
-/* Both orientations of `from` on every instruction set, with one and two threads, against the reference. */
+/* Both orientations of `from`, and each alone, on every instruction set, with one and two threads,
+ * against the reference. */
 static void assert_as_reference(dw_context *reference, const dw_quantize_spec *spec, const dw_tensor *from) {
     const char *isas[3];
     int count = runnable_isas(isas);
@@ -160,6 +161,12 @@ static void assert_as_reference(dw_context *reference, const dw_quantize_spec *s
         ASSERT_OK(dw_quantize(context, spec, from, &row, &transposed, NULL));
         assert_same(&row, &right);
         assert_same(&transposed, &right_t);
+        memset(transposed.data.data, 0xC3, (size_t)(rows * cols));
+        ASSERT_OK(dw_quantize(context, spec, from, NULL, &transposed, NULL));
+        assert_same(&transposed, &right_t);
+        memset(row.data.data, 0xC3, (size_t)(rows * cols));
+        ASSERT_OK(dw_quantize(context, spec, from, &row, NULL, NULL));
+        assert_same(&row, &right);
         free_quantized(&row);
         free_quantized(&transposed);
         dw_context_destroy(context);
@@ -191,7 +198,6 @@ static void several_pieces(void **state) {
     dw_context_destroy(reference);
 }
 
-/* amax just below, at and just above 1.75 * 2^k for every k that FP32 has. */
 /* What training data looks like, and kernels are quickest with: magnitudes of a few powers of two, large columns, areas
  * of zeros and of other magnitudes, here and there an element far below its neighbours or one that is not finite. */
 static void fill_ordinary(dw_random *random, uint16_t *source, int64_t rows, int64_t cols) {
@@ -230,6 +236,98 @@ static void ordinary_matrices(void **state) {
     dw_context_destroy(reference);
 }
 
+/* BF16 words of which blocks of every kind that needs care are made, whatever their orientation: areas of 32 x 32. */
+static uint16_t extreme_word(dw_random *random, int kind) {
+    static const int lowest[4] = {20, 21, 23, 38}; /* exponent fields about the least that kernels serve in lanes */
+    uint16_t sign = (uint16_t)(dw_random_between(random, 0, 1) << 15);
+    int exponent = 127, fraction = (int)dw_random_between(random, 0, 127);
+    switch (kind) {
+    case 0: return sign; /* zeros with signs */
+    case 1: exponent = 0; break;
+    case 2: exponent = lowest[dw_random_between(random, 0, 3)] + (int)dw_random_between(random, -1, 1); break;
+    case 3: exponent = 254 - (int)dw_random_between(random, 0, 1); break;
+    case 4: exponent -= (int)dw_random_between(random, 0, 24); break; /* many small elements */
+    case 5: fraction = 0x5E + fraction % 8; break;                    /* about 1.75 */
+    case 6: return dw_random_between(random, 0, 7) ? (uint16_t)(sign | 0x3F80 | fraction) : sign;
+    case 7: exponent -= dw_random_between(random, 0, 499) ? 0 : 14 + fraction % 6; break; /* one here and there */
+    case 8: exponent += dw_random_between(random, 0, 99) ? 0 : 128; break;                /* infinity, NaN */
+    default: exponent -= (int)dw_random_between(random, 0, 3); break;
+    }
+    return (uint16_t)(sign | exponent << 7 | fraction);
+}
+
+/* An output whose lines are apart, aligned or not, filled with 0xC3. */
+static dw_quantized make_apart(const dw_quantize_spec *spec, int64_t rows, int64_t cols, int64_t ld) {
+    dw_quantized quantized = make_quantized(spec, rows, cols);
+    free(quantized.data.data);
+    void *data = NULL;
+    assert_int_equal(posix_memalign(&data, 64, (size_t)(rows * ld)), 0);
+    memset(data, 0xC3, (size_t)(rows * ld));
+    quantized.data = strided(data, spec->element, rows, cols, ld);
+    return quantized;
+}
+
+/* That a result with lines apart equals a dense one, with nothing written between the lines. */
+static void assert_same_apart(const dw_quantized *apart, const dw_quantized *dense) {
+    int64_t rows = dense->data.shape[0], cols = dense->data.shape[1], ld = apart->data.strides[0];
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *line = (const uint8_t *)apart->data.data + r * ld;
+        assert_memory_equal(line, (const uint8_t *)dense->data.data + r * cols, (size_t)cols);
+        for (int64_t c = cols; c < ld; c++)
+            assert_int_equal(line[c], 0xC3);
+    }
+    assert_memory_equal(apart->scale.data, dense->scale.data, scale_bytes_of(dense));
+}
+
+/* Blocks and elements that need care among those that do not, in matrices of whole and of ragged pieces, in every
+ * layout of the scales, with lines apart in source and outputs. */
+static void extremes_in_pieces(void **state) {
+    (void)state;
+    static const int64_t shapes[][3] = {{256, 1024, 64}, {416, 705, 7}, {640, 1152, 32}}; /* and what lies between */
+    const char *isas[3];
+    int count = runnable_isas(isas);
+    dw_context *reference = make_context(2, "ref");
+    dw_random random = {test_seed};
+    for (int n = 0; n < 3 * SPECS * DW_SCALE_LAYOUT_COUNT; n++) {
+        const int64_t *shape = shapes[n % 3];
+        int64_t rows = shape[0], cols = shape[1], ld = cols + shape[2];
+        dw_quantize_spec spec = nth_spec(n / 3 % SPECS);
+        spec.layout = (dw_scale_layout)(n / 3 / SPECS);
+        if (spec.layout == DW_SCALE_TCGEN05 && spec.block != DW_BLOCK_1X32) continue;
+        uint16_t *source = malloc((size_t)(rows * ld) * sizeof *source);
+        uint8_t kinds[20][37]; /* 640 / 32, 1152 / 32 and one more */
+        for (int i = 0; i < 20 * 37; i++)
+            kinds[i / 37][i % 37] = (uint8_t)dw_random_between(&random, 0, 15);
+        for (int64_t i = 0; i < rows * ld; i++)
+            source[i] = extreme_word(&random, kinds[i / ld / 32][dw_random_between(&random, 0, 999) ? i % ld / 32 : 0]);
+        dw_tensor from = strided(source, DW_BF16, rows, cols, ld);
+        dw_quantized right = make_quantized(&spec, rows, cols), right_t = make_quantized(&spec, cols, rows);
+        ASSERT_OK(dw_quantize(reference, &spec, &from, &right, &right_t, NULL));
+        for (int i = 0; i < count; i++) {
+            dw_context *context = make_context(1, isas[i]);
+            dw_quantized row = make_apart(&spec, rows, cols, cols + shape[2]);
+            dw_quantized transposed = make_apart(&spec, cols, rows, rows + shape[2]);
+            ASSERT_OK(dw_quantize(context, &spec, &from, &row, &transposed, NULL));
+            assert_same_apart(&row, &right);
+            assert_same_apart(&transposed, &right_t);
+            memset(row.data.data, 0xC3, (size_t)(rows * (cols + shape[2])));
+            ASSERT_OK(dw_quantize(context, &spec, &from, &row, NULL, NULL));
+            assert_same_apart(&row, &right);
+            memset(transposed.data.data, 0xC3, (size_t)(cols * (rows + shape[2])));
+            ASSERT_OK(dw_quantize(context, &spec, &from, NULL, &transposed, NULL));
+            assert_same_apart(&transposed, &right_t);
+            free_quantized(&row);
+            free_quantized(&transposed);
+            dw_context_destroy(context);
+        }
+        free_quantized(&right);
+        free_quantized(&right_t);
+        free(source);
+    }
+    dw_context_destroy(reference);
+}
+
+/* amax just below, at and just above 1.75 * 2^k for every k that FP32 has. */
 static void check_boundaries(dw_context *context) {
     float source[3][32];
     for (int k = -126; k < 128; k++)
@@ -342,6 +440,7 @@ int main(void) {
         cmocka_unit_test(square_transposed_forms),
         cmocka_unit_test(several_pieces),
         cmocka_unit_test(ordinary_matrices),
+        cmocka_unit_test(extremes_in_pieces),
         cmocka_unit_test(largest_magnitudes_at_the_boundary),
         cmocka_unit_test(known_blocks),
         cmocka_unit_test(round_trips),

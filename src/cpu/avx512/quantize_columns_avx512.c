@@ -1,5 +1,5 @@
 /* Transposed quantization with blocks of 32 or 128 elements, alone or with row quantization: the plan is in
- * x86_columns.h, the arithmetic in encode_avx512.h. */
+ * x86_columns.h, for BF16 in pieces_avx512.h, the arithmetic in encode_avx512.h. */
 #include "cpu/avx512/kernels_avx512.h"
 #include "cpu/avx512/transpose_avx512.h"
 
@@ -50,18 +50,27 @@ DW_INLINE uint64_t dw_quantize_columns(dw_cell *cell, const dw_coder *coder, int
     return rare32(top_a, encoding) | rare32(top_b, encoding) << 32;
 }
 
+#include "cpu/avx512/pieces_avx512.h"
+
+DW_INLINE void quantize(const dw_quantize_job *job, const dw_tile *tile, bool both, int64_t block) {
+    if (job->source_dtype == DW_BF16)
+        dw_quantize_pieces(job, tile, both, block);
+    else
+        dw_quantize_cells_any(job, tile, both, block);
+}
+
 void dw_quantize_transposed_1x32__avx512(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, false, 32);
+    quantize(job, tile, false, 32);
 }
 
 void dw_quantize_transposed_1x128__avx512(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, false, 128);
+    quantize(job, tile, false, 128);
 }
 
 void dw_quantize_both_1x32__avx512(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, true, 32);
+    quantize(job, tile, true, 32);
 }
 
 void dw_quantize_both_1x128__avx512(const dw_quantize_job *job, const dw_tile *tile) {
-    dw_quantize_cells_any(job, tile, true, 128);
+    quantize(job, tile, true, 128);
 }
