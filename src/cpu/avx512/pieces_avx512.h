@@ -16,18 +16,16 @@
 
 #include "cpu/avx2/x86_columns.h"
 #include "cpu/avx512/split_avx512.h"
+#include "cpu/avx512/turned_avx512.h"
 
 enum {
-    DW_PIECE_ROWS = 256,
     DW_PIECE_COLS = 512,
-    DW_GROUP_ROWS = 4,
-    DW_SLOTS = DW_PIECE_ROWS / 16 + 1 /* 16 rows each; the excess spreads a column over cache sets */
+    DW_GROUP_ROWS = 4
 };
 
 typedef struct dw_piece {
     dw_planes planes[DW_PIECE_COLS / DW_CHUNK][DW_CELL]; /* of the strip's rows */
-    /* Elements of the columns: 16 rows of columns i, i + 16, i + 32, i + 48 of a chunk at [chunk][i][row / 16]. */
-    _Alignas(64) uint8_t turned[DW_PIECE_COLS / DW_CHUNK][16][DW_SLOTS][DW_CHUNK];
+    dw_turned turned[DW_PIECE_COLS / DW_CHUNK];
     _Alignas(64) uint8_t top[DW_PIECE_COLS];                                 /* the strip's columns' scales */
     _Alignas(64) uint8_t row_codes[DW_CELL][DW_PIECE_COLS / 32];             /* of the strip's segments */
     dw_column_codes codes[DW_PIECE_ROWS / DW_CELL][DW_PIECE_COLS / DW_CELL]; /* of 128 rows and 128 columns */
@@ -46,7 +44,7 @@ static __attribute__((noinline)) void dw_lengthen_columns(const dw_planes *plane
 /* The odd columns of 64 from (r, c) in the same way, to the piece's buffer from slot `slot`. */
 static __attribute__((noinline)) void dw_mend_turned(const dw_quantize_job *job, const dw_split *s, int64_t block,
                                                      int64_t r, int64_t c, uint64_t odd, uint8_t *codes,
-                                                     uint8_t turned[16][DW_SLOTS][DW_CHUNK], int64_t slot) {
+                                                     dw_turned *turned, int64_t slot) {
     __m512i a = _mm512_setzero_si512(), b = a, magnitude = _mm512_set1_epi16(0x7FFF);
     for (int64_t i = 0; i < block; i++) {
         const uint8_t *words = (const uint8_t *)job->source + ((r + i) * job->source_ld + c) * 2;
@@ -60,8 +58,7 @@ static __attribute__((noinline)) void dw_mend_turned(const dw_quantize_job *job,
         int code = dw_exact_code(job, r, c + j, 1, 0, block, &s->coder.narrow);
         codes[j] = (uint8_t)code;
         dw_encode_exactly(job, r, c + j, 1, 0, block, code, column);
-        for (int64_t i = 0; i < block / 16; i++)
-            memcpy(turned[j % 16][slot + i] + j / 16 * 16, column + 16 * i, 16);
+        dw_replace_turned(turned, slot, j, column, block);
     }
 }
 
@@ -179,14 +176,11 @@ DW_INLINE void dw_turn_strip(dw_piece *piece, const dw_quantize_job *job, const 
                 for (int i = 0; i < 16; i++)
                     x[i] = mended[i];
             }
-            dw_transpose16_512(x);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++)
-                _mm512_store_si512(piece->turned[k / DW_CHUNK][i][slot + first / 16], x[i]);
+            dw_keep_turned(&piece->turned[k / DW_CHUNK], slot + first / 16, x);
         }
         __m512i place = _mm512_sub_epi8(scales, _mm512_set1_epi8((char)s->lowest));
         uint64_t odd = _mm512_cmpge_epu8_mask(place, _mm512_set1_epi8((char)(255 - s->lowest)));
-        if (DW_RARELY(odd)) dw_mend_turned(job, s, block, r, c + k, odd, to_codes, piece->turned[k / DW_CHUNK], slot);
+        if (DW_RARELY(odd)) dw_mend_turned(job, s, block, r, c + k, odd, to_codes, &piece->turned[k / DW_CHUNK], slot);
     }
 }
 
@@ -230,27 +224,6 @@ static __attribute__((noinline)) void dw_turn_floor(dw_piece *piece, const dw_qu
                                                     int64_t block, int64_t r, int64_t c, int64_t cols, int64_t slot,
                                                     uint8_t *codes) {
     dw_turn_strip(piece, job, split, block, r, c, cols, slot, codes, true);
-}
-
-/* Writes the columns of the piece `part`: quarter q of a vector belongs to a column 16 q further on. */
-DW_INLINE void dw_send_columns(const dw_piece *piece, const dw_quantize_job *job, const dw_tile *part, bool stream) {
-    int64_t rows = part->row1 - part->row0, cols = part->col1 - part->col0, step = 16 * job->col_ld;
-    for (int64_t k = 0; k < cols; k += DW_CHUNK) {
-        for (int64_t i = 0; i < 16; i++) {
-            uint8_t *out = job->col_data + (part->col0 + k + i) * job->col_ld + part->row0;
-            const uint8_t *from = piece->turned[k / DW_CHUNK][i][0];
-            for (int64_t r = 0; r < rows; r += 64, from += 4 * DW_CHUNK) {
-                __m512i a = _mm512_load_si512(from), b = _mm512_load_si512(from + DW_CHUNK);
-                __m512i c = _mm512_load_si512(from + 2 * DW_CHUNK), d = _mm512_load_si512(from + 3 * DW_CHUNK);
-                __m512i low_ab = _mm512_shuffle_i32x4(a, b, 0x44), low_cd = _mm512_shuffle_i32x4(c, d, 0x44);
-                __m512i high_ab = _mm512_shuffle_i32x4(a, b, 0xEE), high_cd = _mm512_shuffle_i32x4(c, d, 0xEE);
-                dw_store64(out + r, _mm512_shuffle_i32x4(low_ab, low_cd, 0x88), stream);
-                dw_store64(out + r + step, _mm512_shuffle_i32x4(low_ab, low_cd, 0xDD), stream);
-                dw_store64(out + r + 2 * step, _mm512_shuffle_i32x4(high_ab, high_cd, 0x88), stream);
-                dw_store64(out + r + 3 * step, _mm512_shuffle_i32x4(high_ab, high_cd, 0xDD), stream);
-            }
-        }
-    }
 }
 
 /* Writes the codes of the columns of the piece `part`. Lines of codes lie far apart, so that each store costs a miss:
@@ -298,9 +271,9 @@ static void dw_quantize_piece(dw_piece *piece, const dw_quantize_job *job, const
     else
         dw_write_piece_codes(piece, job, 128, part);
     if (stream)
-        dw_send_columns(piece, job, part, true);
+        dw_send_columns(piece->turned, job, part, true);
     else
-        dw_send_columns(piece, job, part, false);
+        dw_send_columns(piece->turned, job, part, false);
 }
 
 /* Both orientations, or the transposed one alone. */

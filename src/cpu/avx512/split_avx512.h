@@ -99,33 +99,50 @@ DW_INLINE __m512i dw_fold_eighths_512(__m512i a, __m512i b) {
                            _mm512_castps_si512(_mm512_shuffle_ps(x, y, _MM_SHUFFLE(3, 1, 3, 1))));
 }
 
-/* Splits the 64 words at `words` into planes, and returns their scales. */
-DW_INLINE __m512i dw_split64(const uint8_t *words, const dw_split *s, dw_planes *planes) {
-    __m512i a = _mm512_loadu_si512(words), b = _mm512_loadu_si512(words + 64);
-    __m512i low = _mm512_permutex2var_epi8(a, s->low_bytes, b);
+/* The planes of 64 words in registers. */
+typedef struct dw_fields {
+    __m512i exponents, rest;
+} dw_fields;
+
+/* Splits the 64 words of a and b. `low` becomes their lower bytes. */
+DW_INLINE dw_fields dw_fields64(__m512i a, __m512i b, const dw_split *s, __m512i *low) {
+    dw_fields x;
+    *low = _mm512_permutex2var_epi8(a, s->low_bytes, b);
     __m512i high = _mm512_permutex2var_epi8(a, s->high_bytes, b);
-    __m512i exponents = _mm512_add_epi8(high, high);
-    exponents = _mm512_mask_add_epi8(exponents, _mm512_movepi8_mask(low), exponents, s->one);
+    x.exponents = _mm512_add_epi8(high, high);
+    x.exponents = _mm512_mask_add_epi8(x.exponents, _mm512_movepi8_mask(*low), x.exponents, s->one);
     /* Subnormal words are far below any element that is not zero. */
-    __m512i fractions =
-        _mm512_maskz_permutex2var_epi8(_mm512_test_epi8_mask(exponents, exponents), s->rounded[0], low, s->rounded[1]);
-    _mm512_store_si512(planes->exponents, exponents);
-    _mm512_store_si512(planes->rest, _mm512_ternarylogic_epi64(high, s->sign, fractions, 0xEA));
-    __mmask64 up = _mm512_cmpgt_epu8_mask(_mm512_add_epi8(low, low), s->above);
-    return _mm512_mask_adds_epu8(exponents, up, exponents, s->one);
+    __m512i fractions = _mm512_maskz_permutex2var_epi8(_mm512_test_epi8_mask(x.exponents, x.exponents), s->rounded[0],
+                                                       *low, s->rounded[1]);
+    x.rest = _mm512_ternarylogic_epi64(high, s->sign, fractions, 0xEA);
+    return x;
 }
 
-/* The elements of these planes. A byte of `least` becomes 0 where one is small. `saturates`: they may exceed the
- * largest. */
+/* Splits the 64 words at `words` into planes, and returns their scales. */
+DW_INLINE __m512i dw_split64(const uint8_t *words, const dw_split *s, dw_planes *planes) {
+    __m512i low;
+    dw_fields x = dw_fields64(_mm512_loadu_si512(words), _mm512_loadu_si512(words + 64), s, &low);
+    _mm512_store_si512(planes->exponents, x.exponents);
+    _mm512_store_si512(planes->rest, x.rest);
+    __mmask64 up = _mm512_cmpgt_epu8_mask(_mm512_add_epi8(low, low), s->above);
+    return _mm512_mask_adds_epu8(x.exponents, up, x.exponents, s->one);
+}
+
+/* The elements of exponents less the block's, and the second plane. `saturates`: they may exceed the largest. */
+DW_INLINE __m512i dw_join_fields(__m512i fields, __m512i rest, const dw_split *s, bool saturates) {
+    fields = _mm512_sllv_epi16(fields, s->shift); /* they have five bits: none comes to the next byte */
+    if (!saturates) return _mm512_add_epi8(fields, rest);
+    __m512i magnitudes = _mm512_add_epi8(fields, _mm512_andnot_si512(s->sign, rest));
+    return _mm512_ternarylogic_epi64(rest, s->sign, _mm512_min_epu8(magnitudes, s->limit), 0xEA);
+}
+
+/* The elements of these planes. A byte of `least` becomes 0 where one is small. */
 DW_INLINE __m512i dw_join64(const dw_planes *planes, __m512i biases, const dw_split *s, bool saturates,
                             __m512i *least) {
     __m512i exponents = _mm512_load_si512(planes->exponents), rest = _mm512_load_si512(planes->rest);
     __m512i fields = _mm512_subs_epu8(exponents, biases);
     *least = _mm512_mask_min_epu8(*least, _mm512_test_epi8_mask(exponents, exponents), *least, fields);
-    fields = _mm512_sllv_epi16(fields, s->shift); /* they have five bits: none comes to the next byte */
-    if (!saturates) return _mm512_add_epi8(fields, rest);
-    __m512i magnitudes = _mm512_add_epi8(fields, _mm512_andnot_si512(s->sign, rest));
-    return _mm512_ternarylogic_epi64(rest, s->sign, _mm512_min_epu8(magnitudes, s->limit), 0xEA);
+    return dw_join_fields(fields, rest, s, saturates);
 }
 
 /* Whether one of them is small. */
