@@ -236,8 +236,12 @@ static void ordinary_matrices(void **state) {
     dw_context_destroy(reference);
 }
 
-/* BF16 words of which blocks of every kind that needs care are made, whatever their orientation: areas of 32 x 32. */
+/* BF16 words of which blocks of every kind that needs care are made, whatever their orientation: areas of 32 x 32, or
+ * of 128 x 128 for square blocks. Kinds from 9 have an amax about the least that kernels serve in lanes, the even ones
+ * among them one that is not rounded up. */
+enum { EXTREME_KINDS = 24 };
 static uint16_t extreme_word(dw_random *random, int kind) {
+    static const int least[5] = {21, 22, 23, 37, 38};
     static const int lowest[4] = {20, 21, 23, 38}; /* exponent fields about the least that kernels serve in lanes */
     uint16_t sign = (uint16_t)(dw_random_between(random, 0, 1) << 15);
     int exponent = 127, fraction = (int)dw_random_between(random, 0, 127);
@@ -251,7 +255,10 @@ static uint16_t extreme_word(dw_random *random, int kind) {
     case 6: return dw_random_between(random, 0, 7) ? (uint16_t)(sign | 0x3F80 | fraction) : sign;
     case 7: exponent -= dw_random_between(random, 0, 499) ? 0 : 14 + fraction % 6; break; /* one here and there */
     case 8: exponent += dw_random_between(random, 0, 99) ? 0 : 128; break;                /* infinity, NaN */
-    default: exponent -= (int)dw_random_between(random, 0, 3); break;
+    default:
+        exponent = (kind < 19 ? least[(kind - 9) / 2] : exponent) - (int)dw_random_between(random, 0, 3);
+        if (kind % 2 == 0) fraction %= 0x61;
+        break;
     }
     return (uint16_t)(sign | exponent << 7 | fraction);
 }
@@ -297,9 +304,12 @@ static void extremes_in_pieces(void **state) {
         uint16_t *source = malloc((size_t)(rows * ld) * sizeof *source);
         uint8_t kinds[20][37]; /* 640 / 32, 1152 / 32 and one more */
         for (int i = 0; i < 20 * 37; i++)
-            kinds[i / 37][i % 37] = (uint8_t)dw_random_between(&random, 0, 15);
-        for (int64_t i = 0; i < rows * ld; i++)
-            source[i] = extreme_word(&random, kinds[i / ld / 32][dw_random_between(&random, 0, 999) ? i % ld / 32 : 0]);
+            kinds[i / 37][i % 37] = (uint8_t)dw_random_between(&random, 0, EXTREME_KINDS - 1);
+        int64_t side = spec.block == DW_BLOCK_128X128 ? 128 : 32; /* of areas, in each of which one element differs */
+        for (int64_t i = 0; i < rows * ld; i++) {
+            int64_t area = dw_random_between(&random, 0, side * side - 1) ? i % ld / side : 0;
+            source[i] = extreme_word(&random, kinds[i / ld / side][area]);
+        }
         dw_tensor from = strided(source, DW_BF16, rows, cols, ld);
         dw_quantized right = make_quantized(&spec, rows, cols), right_t = make_quantized(&spec, cols, rows);
         ASSERT_OK(dw_quantize(reference, &spec, &from, &right, &right_t, NULL));

@@ -18,10 +18,7 @@
 #include "cpu/avx512/split_avx512.h"
 #include "cpu/avx512/turned_avx512.h"
 
-enum {
-    DW_PIECE_COLS = 512,
-    DW_GROUP_ROWS = 4
-};
+enum { DW_PIECE_COLS = 512, DW_GROUP_ROWS = 4 };
 
 typedef struct dw_piece {
     dw_planes planes[DW_PIECE_COLS / DW_CHUNK][DW_CELL]; /* of the strip's rows */

@@ -27,8 +27,7 @@ DW_INLINE void quantize(const dw_quantize_job *job, const dw_tile *tile, bool ro
     dw_quantize_squares(job, &whole, row, transposed);
     dw_tile right = {tile->row0, whole.row1, whole.col1, tile->col1};
     dw_tile below = {whole.row1, tile->row1, tile->col0, tile->col1};
-    if (right.row0 < right.row1 && right.col0 < right.col1)
-        dw_quantize_square(job, &right, row, transposed, DW_BF16);
+    if (right.row0 < right.row1 && right.col0 < right.col1) dw_quantize_square(job, &right, row, transposed, DW_BF16);
     if (below.row0 < below.row1) dw_quantize_square(job, &below, row, transposed, DW_BF16);
 }
 
