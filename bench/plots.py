@@ -171,7 +171,8 @@ def stamp(path: Path) -> str:
 
 
 def draw(path: Path, document: dict[str, Any]) -> str:
-    """The plot: one panel for each metric, one group of bars for each case, the limit as a line across the group."""
+    """The plot: one panel for each metric, one group of bars for each case, the limit as a line across the group.
+    Clocks, watts and shares, of which neither more nor less is better, stay in the tables."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -180,7 +181,8 @@ def draw(path: Path, document: dict[str, Any]) -> str:
 
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in document["rows"]:
-        panels.setdefault((row["metric"], row["unit"]), []).append(row)
+        if row["unit"] not in ("MHz", "W", "%"):
+            panels.setdefault((row["metric"], row["unit"]), []).append(row)
     peers = [name for name in common.PEERS if any(name in row["peers"] for row in document["rows"])]
     series = ["deepwell", *peers]
     heights = [len(rows) * (len(series) + 1) * 0.16 + 0.8 for rows in panels.values()]

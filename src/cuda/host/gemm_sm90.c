@@ -87,10 +87,11 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
     return row->tile_n * (row->multicast == DW_GEMM_SHARES_A ? 2 : 1);
 }
 
-/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23, docs/measured-facts.md):
- * the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what writing a tile and
- * starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all of them from
- * memory. What is smaller than 128x256 and 192x128 is there for products of few rows. */
+/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23; groups and what a pair's
+ * tile costs besides, 2026-11-28; docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a
+ * cycle) each form reaches, what writing a tile and starting the next one cost, the bytes a multiprocessor gets from
+ * the L2 cache in a cycle, and all of them from memory. What is smaller than 128x256 and 192x128 is there for products
+ * of few rows, but for 128x192, which is for groups. */
 #define PEAK 4096.0
 #define L2_BYTES 56.0
 #define MEMORY_BYTES 1800.0
