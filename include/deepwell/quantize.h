@@ -50,11 +50,12 @@ DW_API dw_status dw_scale_shape(const dw_quantize_spec *spec, int64_t rows, int6
  * exact transpose of `row` in bytes and scales. Outputs must not overlap the source or each other. Data outputs may
  * have any row stride >= their number of columns; bytes between rows are not written. Every scale byte is written,
  * padding as zero. Empty extents are allowed and write padding only. `stream` is a CUstream for tensors on a GPU and
- * must be NULL for tensors on the CPU (the call returns when the work is done). All CPU instruction sets produce the
- * same bytes. On a GPU where the kernel was never used with these types, by this build of the library, it is tested
- * first: in a few megabytes of device memory and a stream of its own, which the host waits for, also while `stream` is
- * captured. One that fails is left out, with a warning to the handler (status.h). Errors: INVALID_ARGUMENT (shapes,
- * dtypes, strides, devices that disagree), UNSUPPORTED (no kernel serves it). */
+ * must be NULL for tensors on the CPU (the call returns when the work is done; the calling thread takes part in it, and
+ * needs 512 KiB of stack for that). All CPU instruction sets produce the same bytes. On a GPU where the kernel was
+ * never used with these types, by this build of the library, it is tested first: in a few megabytes of device memory
+ * and a stream of its own, which the host waits for, also while `stream` is captured. One that fails is left out, with
+ * a warning to the handler (status.h). Errors: INVALID_ARGUMENT (shapes, dtypes, strides, devices that disagree),
+ * UNSUPPORTED (no kernel serves it). */
 DW_API dw_status dw_quantize(dw_context *context, const dw_quantize_spec *spec, const dw_tensor *source,
                              const dw_quantized *row, const dw_quantized *transposed, void *stream);
 

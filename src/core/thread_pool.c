@@ -10,6 +10,9 @@
 
 #include "core/fp_state.h"
 
+/* Of a worker, at least: kernels keep buffers of up to 0.4 MiB there, and some systems give a thread 128 KiB. */
+#define DW_WORKER_STACK ((size_t)1 << 20)
+
 typedef struct loop {
     void (*body)(void *argument, int64_t i);
     void *argument;
@@ -144,8 +147,15 @@ static void start_workers(dw_thread_pool *pool, int64_t wanted) {
     sigset_t all, saved;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &saved);
-    while (pool->started < wanted && pthread_create(&pool->workers[pool->started], NULL, worker_main, pool) == 0)
+    pthread_attr_t attributes;
+    size_t stack = 0;
+    bool roomy = pthread_attr_init(&attributes) == 0;
+    if (roomy && pthread_attr_getstacksize(&attributes, &stack) == 0 && stack < DW_WORKER_STACK)
+        pthread_attr_setstacksize(&attributes, DW_WORKER_STACK);
+    while (pool->started < wanted &&
+           pthread_create(&pool->workers[pool->started], roomy ? &attributes : NULL, worker_main, pool) == 0)
         pool->started++;
+    if (roomy) pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &saved, NULL);
 }
 

@@ -334,6 +334,60 @@ static void a_context_serves_several_threads_at_once(void **state) {
     dw_context_destroy(context);
 }
 
+/* A thread with as much stack as dw_quantize asks for, and 64 KiB for itself. Sanitizers need more. */
+#ifdef __SANITIZE_ADDRESS__
+enum { SMALL_STACK = 8 << 20 };
+#else
+enum { SMALL_STACK = (512 + 64) << 10 };
+#endif
+
+typedef struct small_use {
+    dw_context *context;
+    dw_block block;
+    const dw_tensor *from;
+    dw_quantized row, transposed;
+    dw_status status;
+} small_use;
+
+static void *quantize_in_little_room(void *argument) {
+    small_use *use = argument;
+    dw_quantize_spec spec = plain;
+    spec.block = use->block;
+    use->status = dw_quantize(use->context, &spec, use->from, &use->row, &use->transposed, NULL);
+    return NULL;
+}
+
+static void little_stack_is_enough(void **state) {
+    (void)state;
+    enum { ROWS = 520, COLS = 2100 };
+    dw_random random = {test_seed};
+    float *values = malloc((size_t)ROWS * COLS * 4);
+    dw_fill_adversarial(&random, values, DW_BF16, ROWS, COLS, COLS);
+    const dw_tensor from = dw_matrix(values, DW_BF16, ROWS, COLS);
+    dw_context *context = make_context(1, NULL);
+    pthread_attr_t attributes;
+    assert_int_equal(pthread_attr_init(&attributes), 0);
+    assert_int_equal(pthread_attr_setstacksize(&attributes, SMALL_STACK), 0);
+    for (int block = DW_BLOCK_1X32; block <= DW_BLOCK_128X128; block++) {
+        dw_quantize_spec spec = plain;
+        spec.block = (dw_block)block;
+        small_use use = {
+            context,           spec.block, &from, make_quantized(&spec, ROWS, COLS), make_quantized(&spec, COLS, ROWS),
+            DW_ERROR_CANCELLED};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, &attributes, quantize_in_little_room, &use), 0);
+        pthread_join(thread, NULL);
+        assert_int_equal(use.status, DW_OK);
+        assert_stated(&spec, &use.row, values, DW_BF16, COLS, 1);
+        assert_stated(&spec, &use.transposed, values, DW_BF16, 1, COLS);
+        free_quantized(&use.row);
+        free_quantized(&use.transposed);
+    }
+    pthread_attr_destroy(&attributes);
+    dw_context_destroy(context);
+    free(values);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_calls_are_refused),
@@ -344,6 +398,7 @@ int main(void) {
         cmocka_unit_test(the_number_of_threads_changes_nothing),
         cmocka_unit_test(the_callers_floating_point_state_changes_nothing),
         cmocka_unit_test(a_context_serves_several_threads_at_once),
+        cmocka_unit_test(little_stack_is_enough),
     };
     return cmocka_run_group_tests(tests, choose_seed, NULL);
 }
