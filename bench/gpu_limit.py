@@ -133,20 +133,12 @@ def _grouped_contenders(
     if library is not None:
         calls["deepgemm"] = gpu_grouped.deep_gemm_grouped(library, a, b, experts, n, out)
     for name, kernel in kernels.items():
-        calls[name] = _unscaled(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends)
+        calls[name] = _unscaled(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends=ends)
     return {name: turns([call]) for name, call in calls.items()}
 
 
-def _unscaled(
-    kernel: unscaled.Kernel,
-    a: torch.Tensor,
-    a_scales: torch.Tensor,
-    b: torch.Tensor,
-    b_scales: torch.Tensor,
-    out: torch.Tensor,
-    ends: torch.Tensor | None = None,
-) -> Callable[[], None]:
-    return kernel.product(a, a_scales, b, b_scales, out, multiprocessors(), lambda: cl.place_of(DEVICE)[1], ends)
+def _unscaled(kernel: unscaled.Kernel, *tensors: torch.Tensor, ends: torch.Tensor | None = None) -> Callable[[], None]:
+    return kernel.product(*tensors, multiprocessors(), lambda: cl.place_of(DEVICE)[1], ends)
 
 
 @functools.cache
@@ -176,7 +168,7 @@ def check(name: str, kernel: unscaled.Kernel, groups: bool = False) -> None:
     )
     out = torch.full((m, n), math.nan, device=DEVICE, dtype=torch.bfloat16)
     ends = torch.tensor(row_ends, dtype=torch.int32, device=DEVICE) if groups else None
-    _unscaled(kernel, a, ones[0], b, ones[1], out, ends)()
+    _unscaled(kernel, a, ones[0], b, ones[1], out, ends=ends)()
     expected = torch.cat(
         [
             rows.double() @ weights.double().t()

@@ -144,19 +144,18 @@ static void *worker_main(void *argument) {
 /* Called with the mutex held. Workers take no signals: those belong to the application's own threads. */
 static void start_workers(dw_thread_pool *pool, int64_t wanted) {
     if (pool->started >= wanted) return;
+    pthread_attr_t attributes;
+    size_t stack;
+    if (pthread_attr_init(&attributes) != 0) return;
+    if (pthread_attr_getstacksize(&attributes, &stack) == 0 && stack < DW_WORKER_STACK)
+        pthread_attr_setstacksize(&attributes, DW_WORKER_STACK);
     sigset_t all, saved;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &saved);
-    pthread_attr_t attributes;
-    size_t stack = 0;
-    bool roomy = pthread_attr_init(&attributes) == 0;
-    if (roomy && pthread_attr_getstacksize(&attributes, &stack) == 0 && stack < DW_WORKER_STACK)
-        pthread_attr_setstacksize(&attributes, DW_WORKER_STACK);
-    while (pool->started < wanted &&
-           pthread_create(&pool->workers[pool->started], roomy ? &attributes : NULL, worker_main, pool) == 0)
+    while (pool->started < wanted && pthread_create(&pool->workers[pool->started], &attributes, worker_main, pool) == 0)
         pool->started++;
-    if (roomy) pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &saved, NULL);
+    pthread_attr_destroy(&attributes);
 }
 
 static void run_shared(dw_thread_pool *pool, loop *work, int64_t helpers) {

@@ -44,6 +44,8 @@ static void panels_cover_the_row_and_fit(void **state) {
 static char launched[4][128];
 static unsigned int clusters[4], launched_clusters;
 static dw_cuda_rmsnorm_panel_params panel;
+static dw_cuda_rmsnorm_backward_params backward;
+static dw_cu_launch_config backward_config;
 static int launches;
 
 static void record(const char *symbol, const dw_cu_launch_config *config, void **arguments) {
@@ -61,6 +63,10 @@ static void record(const char *symbol, const dw_cu_launch_config *config, void *
         launched_clusters = config->grid[0] / clusters[launches];
         if (!ring) assert_int_equal(launched_clusters, panel.norm.raster.tile_rows);
         assert_int_equal(config->block[0], ring ? 768 : 256);
+    }
+    if (strstr(symbol, "rmsnorm_backward")) {
+        memcpy(&backward, arguments[0], sizeof backward);
+        backward_config = *config;
     }
     launches++;
 }
@@ -199,6 +205,46 @@ static void clusters_must_fit_the_device(void **state) {
     fake->largest_cluster = 16;
 }
 
+/* Groups of threads for every width: whole warps that cover the row, named barriers and shared memory enough, rings of
+ * two rows at least, which the sums of dweight fit later; as many blocks as the workspace has rows, none without work.
+ */
+static void the_backward_pass_fits_its_blocks(void **state) {
+    (void)state;
+    if (dw_cuda_image_total == 0) skip();
+    static const int64_t widths[] = {1, 8, 24, 64, 512, 1001, 1536, 2048, 4096, 7168, 8200, 14336, 16384};
+    static const int64_t heights[] = {1, 3, 100, 100000};
+    for (size_t n = 0; n < 2 * sizeof widths / sizeof *widths * 4; n++) {
+        const int64_t cols = widths[n / 8], rows = heights[n / 2 % 4], matrices = 2 + (int64_t)(n % 2);
+        size_t bytes;
+        ASSERT_OK(dw_rmsnorm_backward_workspace_size(0, rows, cols, &bytes));
+        dw_rmsnorm_backward_args args = {.dy = matrix(0, 0, DW_BF16, rows, cols, 0),
+                                         .h = matrix(1, 0, DW_BF16, rows, cols, 0),
+                                         .weight = vector(2, DW_BF16, cols, 0),
+                                         .rstd = vector(3, DW_F32, rows, 0),
+                                         .dx = matrix(4, 0, DW_BF16, rows, cols, 0),
+                                         .dweight = vector(5, DW_BF16, cols, 0),
+                                         .workspace = device_memory(6, 0),
+                                         .workspace_bytes = bytes};
+        if (matrices == 3) args.dresidual = matrix(7, 0, DW_BF16, rows, cols, 0);
+        launches = 0;
+        ASSERT_OK(dw_rmsnorm_backward(context, &args, NULL));
+        assert_int_equal(launches, 2);
+        const int64_t threads = backward_config.block[0], groups = backward_config.block[1];
+        assert_int_equal(threads % 32, 0);
+        assert_true(threads * 16 >= cols);
+        assert_in_range(groups, 1, DW_CUDA_NORM_GROUPS);
+        assert_true(threads * groups <= 1024 && (threads * (groups + 1) > 1024 || groups == DW_CUDA_NORM_GROUPS));
+        assert_true(backward_config.shared_bytes + 256 <= H100_SHARED_BYTES - 1024);
+        assert_int_equal(backward_config.shared_bytes, groups * backward.group_shared);
+        assert_int_equal(backward.group_shared % 16, 0);
+        assert_in_range(backward.stages, 2, 8);
+        assert_true(backward.group_shared >= 64 + backward.stages * matrices * cols * 2);
+        assert_true(backward.group_shared >= 64 + cols * 4);
+        assert_int_equal(bytes, (size_t)backward_config.grid[0] * (size_t)cols * 4);
+        assert_true(((int64_t)backward_config.grid[0] - 1) * groups < rows);
+    }
+}
+
 /* `record` looks at how. Quantization and the other fused kernels take the way of the norms' row kernel. */
 static void the_loss_may_start_early_too(void **state) {
     (void)state;
@@ -228,6 +274,7 @@ int main(void) {
         cmocka_unit_test(what_copies_cannot_take_goes_to_two_kernels),
         cmocka_unit_test(a_ring_fills_the_device_once),
         cmocka_unit_test(clusters_must_fit_the_device),
+        cmocka_unit_test(the_backward_pass_fits_its_blocks),
         cmocka_unit_test(the_loss_may_start_early_too),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -174,7 +174,7 @@ def test_the_check_wants_a_product(monkeypatch: pytest.MonkeyPatch, wrong: bool,
     monkeypatch.setattr(gpu_limit, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu_limit, "CHECKED", (68, 72, 272))
 
-    def multiply(kernel: Any, a: Any, a_scales: Any, b: Any, b_scales: Any, out: Any, ends: Any) -> Any:
+    def multiply(kernel: Any, a: Any, a_scales: Any, b: Any, b_scales: Any, out: Any, *, ends: Any) -> Any:
         assert a_scales.shape == (3, 68)
         assert b_scales.shape == (4 if groups else 1, 4)
         assert (None if ends is None else ends.tolist()) == ([22, 22, 34, 68] if groups else None)

@@ -72,12 +72,7 @@ DW_INLINE void dw_write_row_codes(const dw_piece *piece, const dw_quantize_job *
     for (int64_t i = 0; i < block; i++) {
         const uint8_t *codes = piece->row_codes[i];
         if (side_by_side) {
-            __m128i all = _mm_load_si128((const __m128i *)codes);
-            uint8_t *to = dw_scale_at(&job->row_scale, r + i, c / block);
-            if (block == 32)
-                _mm_storeu_si128((__m128i *)to, all);
-            else
-                _mm_storeu_si32(to, _mm_cvtepi32_epi8(all));
+            dw_store_codes(&job->row_scale, r + i, c / block, codes, block);
             continue;
         }
         dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, r + i, c / block);

@@ -15,13 +15,8 @@
 
 /* Writes a group's codes. */
 DW_INLINE void dw_write_group_codes(const dw_row_group *g, const dw_quantize_job *job, int64_t block) {
-    __m128i all = _mm_load_si128((const __m128i *)g->code);
     if (job->row_scale.col_stride == 1) {
-        uint8_t *to = dw_scale_at(&job->row_scale, g->r, g->c / block);
-        if (block == 32)
-            _mm_storeu_si128((__m128i *)to, all);
-        else
-            _mm_storeu_si32(to, _mm_cvtepi32_epi8(all));
+        dw_store_codes(&job->row_scale, g->r, g->c / block, g->code, block);
         return;
     }
     dw_scale_walk scales = dw_scale_walk_from(&job->row_scale, g->r, g->c / block);

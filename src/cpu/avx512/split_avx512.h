@@ -251,6 +251,16 @@ DW_INLINE void dw_scale_group(dw_row_group *g, const __m512i top[DW_GROUP_VECTOR
     g->odd = _mm_cmpge_epu8_mask(place, _mm_set1_epi8((char)(255 - s->lowest)));
 }
 
+/* Writes the codes of sixteen segments of row r, the first of block k, where codes lie side by side. */
+DW_INLINE void dw_store_codes(const dw_scale_map *map, int64_t r, int64_t k, const uint8_t codes[16], int64_t block) {
+    __m128i all = _mm_load_si128((const __m128i *)codes);
+    uint8_t *to = dw_scale_at(map, r, k);
+    if (block == 32)
+        _mm_storeu_si128((__m128i *)to, all);
+    else
+        _mm_storeu_si32(to, _mm_cvtepi32_epi8(all));
+}
+
 /* What is done with a group at once. Compile-time constants, as the loop below is the hot one. */
 typedef struct dw_stage {
     int across, apart;
