@@ -68,13 +68,15 @@ def product(a: Operand, b: Operand, out: torch.Tensor, backend: int) -> Callable
 def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, out: torch.Tensor) -> Callable[[], None]:
     groups = ends.numel()
     n = b.rows // groups if axis == GROUP_M else b.rows
+    workspace = torch.empty(cl.WORKSPACE_BYTES, dtype=torch.uint8, device=DEVICE)
     first = (
         *(axis, groups, ends.data_ptr(), a.bytes.data_ptr(), a.cols, a.scales.data_ptr()),
         *(b.bytes.data_ptr(), b.cols, b.scaling, b.scales.data_ptr()),
-        *(out.data_ptr(), cl.DTYPE[out.dtype], n, a.rows, n, a.cols, 0, 0),
+        *(out.data_ptr(), cl.DTYPE[out.dtype], n, a.rows, n, a.cols, 0),
+        *(workspace.data_ptr(), workspace.numel(), 0),
     )
 
-    def call(keep: Any = (a, b, out, ends)) -> None:
+    def call(keep: Any = (a, b, out, ends, workspace)) -> None:
         _core.cuda_grouped_gemm(*first, cl.place_of(DEVICE)[1], 0)
 
     return call

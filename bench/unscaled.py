@@ -49,7 +49,9 @@ class Params(c.Structure):
         ("out_ld", c.c_int64),
         *((name, c.c_void_p) for name in ("bias", "ends")),
         *((name, c.c_int32) for name in ("groups", "m", "n", "k", "band", "accumulate")),
-        ("padding", c.c_uint64 * 6),
+        ("workspace", c.c_void_p),
+        ("ticket", c.c_uint64),
+        ("padding", c.c_uint64 * 4),
     )
 
 

@@ -26,7 +26,7 @@ typedef struct form {
     bool scale_f32, b_vector, out_f32;
     int few_rows; /* of A, where the kernel is for few; else 0 */
     int index;
-    dw_status (*grouped)(int index, const dw_grouped_gemm_args *args, void *stream);
+    dw_status (*grouped)(int index, int multiprocessors, const dw_grouped_gemm_args *args, void *stream);
 } form;
 
 typedef struct session {
@@ -39,6 +39,7 @@ typedef struct session {
     int sets;
     uintptr_t memory, workspace, ends;
     size_t workspace_bytes;
+    bool with_peer; /* cuBLASLt has the product */
 } session;
 
 #define CHECK(call, symbol)                                                                                            \
@@ -171,10 +172,15 @@ static dw_status multiply(const session *on, int set, bool peer) {
     const dw_gemm_args args = arguments(on, set);
     void *stream = on->scratch.stream;
     if (peer) return dw_gemm(on->context, &args, stream);
-    if (on->form.grouping == DW_GEMM_GROUPED_NONE) return dw_gemm_with_row(on->form.index, &args, stream);
+    if (on->form.grouping == DW_GEMM_GROUPED_NONE) return dw_gemm_with_row(on->form.index, 0, &args, stream);
     const bench_product *p = on->product;
-    dw_grouped_gemm_args grouped = {
-        .a = args.a, .b = args.b, .d = args.d, .ends = (const int32_t *)on->ends, .groups = p->groups};
+    dw_grouped_gemm_args grouped = {.a = args.a,
+                                    .b = args.b,
+                                    .d = args.d,
+                                    .ends = (const int32_t *)on->ends,
+                                    .groups = p->groups,
+                                    .workspace = args.workspace,
+                                    .workspace_bytes = args.workspace_bytes};
     if (on->form.grouping == DW_GEMM_GROUPED_M) {
         grouped.axis = DW_GROUP_M;
         grouped.b.data = stack(args.b.data, p->groups, p->n, p->k);
@@ -184,7 +190,7 @@ static dw_status multiply(const session *on, int set, bool peer) {
         if (on->form.b_across) grouped.a.data = lying_across(args.a.data);
     }
     if (on->form.b_across) grouped.b.data = lying_across(grouped.b.data);
-    return on->form.grouped(on->form.index, &grouped, stream);
+    return on->form.grouped(on->form.index, 0, &grouped, stream);
 }
 
 /* Seconds of one launch of a window. */
@@ -207,7 +213,7 @@ static dw_status measure(session *on) {
     CHECK(on->scratch.scope.driver->event_create(&on->end, 0), "cuEventCreate");
     DW_TRY(fill(on));
     double own[WINDOWS], peer[WINDOWS];
-    const bool with_peer = on->workspace_bytes > 0;
+    const bool with_peer = on->with_peer;
     DW_TRY(time_window(on, false, &own[0])); /* loads code and warms up */
     if (with_peer) DW_TRY(time_window(on, true, &peer[0]));
     for (int i = 0; i < WINDOWS; i++) {
@@ -219,14 +225,21 @@ static dw_status measure(session *on) {
     return DW_OK;
 }
 
-/* Workspace for cuBLASLt, or none where it has no such product: groups, scales that are E8M0, a version without. */
-static size_t peer_workspace(session *on, int device) {
+/* Whether cuBLASLt has such a product (not of groups, not of scales that are E8M0, not in every version), and workspace
+ * for both. */
+static void choose_peer(session *on, int device) {
     size_t bytes = 0;
-    if (on->form.grouping != DW_GEMM_GROUPED_NONE || !on->form.scale_f32) return 0;
+    on->workspace_bytes = DW_GEMM_WORKSPACE_MAX;
+    if (on->form.grouping != DW_GEMM_GROUPED_NONE || !on->form.scale_f32) return;
     on->scratch.scope.device = device;
     const dw_gemm_args args = arguments(on, 0);
-    if (dw_gemm_workspace_size(on->context, &args, &bytes) != DW_OK) return 0;
-    return bytes > ALIGNMENT ? bytes : ALIGNMENT;
+    on->with_peer = dw_gemm_workspace_size(on->context, &args, &bytes) == DW_OK;
+    if (bytes > on->workspace_bytes) on->workspace_bytes = bytes;
+}
+
+static dw_status multiply_bf16(int index, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
+    (void)multiprocessors; /* 0 */
+    return dw_grouped_gemm_bf16_with_row(index, args, stream);
 }
 
 static form form_of(const char *name) {
@@ -250,7 +263,7 @@ static form form_of(const char *name) {
                   .b_across = row->b_across,
                   .out_f32 = row->out_f32,
                   .index = index,
-                  .grouped = dw_grouped_gemm_bf16_with_row};
+                  .grouped = multiply_bf16};
 }
 
 dw_status bench_gemm_run(dw_context *context, const dw_kernel_info *kernel, int device, int64_t mebibytes,
@@ -263,7 +276,7 @@ dw_status bench_gemm_run(dw_context *context, const dw_kernel_info *kernel, int 
     lay_out(&on);
     const size_t wanted = 2 * (size_t)info.l2_bytes / on.at.bytes + 1;
     on.sets = wanted < 2 ? 2 : wanted > LAUNCHES ? LAUNCHES : (int)wanted;
-    on.workspace_bytes = peer_workspace(&on, device);
+    choose_peer(&on, device);
     const size_t sets = (size_t)on.sets * on.at.bytes;
     DW_TRY(dw_cuda_scratch_open(device, sets + on.workspace_bytes + ALIGNMENT, &on.scratch));
     on.memory = (uintptr_t)on.scratch.memory;

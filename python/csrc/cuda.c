@@ -220,6 +220,8 @@ PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, P
         N,
         K,
         ACCUMULATE,
+        WORKSPACE,
+        WORKSPACE_BYTES,
         DEVICE,
         STREAM,
         CODES,
@@ -239,6 +241,8 @@ PyObject *core_cuda_grouped_gemm(PyObject *module, PyObject *const *arguments, P
         .groups = v[GROUPS],
         .axis = (dw_group_axis)v[AXIS],
         .accumulate = v[ACCUMULATE] != 0,
+        .workspace = address(v[WORKSPACE]),
+        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
     };
     dw_tensor *stack = along_m ? &args.b.data : &args.d;
     *stack = stack_of(stack, v[GROUPS]);

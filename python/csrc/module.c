@@ -132,7 +132,7 @@ static PyMethodDef methods[] = {
      "cuda_gemm_tune(as cuda_gemm) -> dict\n\ndw_gemm_tune: measures, waits for the device, remembers the fastest."},
     {"cuda_grouped_gemm", FAST(core_cuda_grouped_gemm),
      "cuda_grouped_gemm(axis, groups, ends, a, a_ld, a_scale, b, b_ld, b_scaling, b_scale, d, d_dtype, d_ld, m, n, k, "
-     "accumulate, device, stream, codes)\n\n"
+     "accumulate, workspace, workspace_bytes, device, stream, codes)\n\n"
      "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
     {"cuda_grouped_gemm_bf16", FAST(core_cuda_grouped_gemm_bf16),
      "cuda_grouped_gemm_bf16(axis, groups, ends, a, a_ld, b, b_ld, b_across, d, d_dtype, d_ld, m, n, k, accumulate, "

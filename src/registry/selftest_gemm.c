@@ -218,6 +218,8 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
     const dw_dtype type = on->form.out_f32 ? DW_F32 : DW_BF16;
     const int grouping = on->form.grouping;
     void *stream = on->device->stream;
+    const size_t used = (on->used + 255) / 256 * 256; /* what follows is the product's own */
+    void *rest = (char *)on->device->workspace + used;
     DW_TRY(dw_cuda_check(driver, driver->copy_to_device(there, on->before, on->used, stream), "cuMemcpyHtoDAsync",
                          "self-test on device %d", on->device->id));
     dw_status status;
@@ -226,12 +228,14 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
                              .b = b->view,
                              .d = dw_gemm_bench_view(on, d->memory, type, d->rows, d->cols, d->ld),
                              .accumulate = c->accumulate,
+                             .workspace = rest,
+                             .workspace_bytes = WORKSPACE - used,
                              .backend = DW_GEMM_OWN};
         if (bias) {
             args.bias = dw_gemm_bench_view(on, bias, DW_BF16, c->n, 1, 1);
             args.bias.rank = 1;
         }
-        status = dw_gemm_with_row(on->form.index, &args, stream);
+        status = dw_gemm_with_row(on->form.index, c->multiprocessors, &args, stream);
     } else {
         const bool along_m = grouping == DW_GEMM_GROUPED_M;
         dw_grouped_gemm_args args = {
@@ -242,8 +246,10 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
             .ends = address(on, ends),
             .groups = DW_GEMM_TEST_GROUPS,
             .axis = along_m ? DW_GROUP_M : DW_GROUP_K,
-            .accumulate = c->accumulate};
-        status = on->form.grouped(on->form.index, &args, stream);
+            .accumulate = c->accumulate,
+            .workspace = rest,
+            .workspace_bytes = WORKSPACE - used};
+        status = on->form.grouped(on->form.index, c->multiprocessors, &args, stream);
     }
     if (status != DW_OK) return status;
     DW_TRY(dw_cuda_check(driver, driver->copy_to_host(on->after, there, on->used, stream), "cuMemcpyDtoHAsync",
@@ -353,8 +359,9 @@ static dw_status run(dw_gemm_bench *on, dw_gemm_case c, bool has_nan) {
     c.m = dw_gemm_round_up(c.m, form->m_unit);
     c.n = dw_gemm_round_up(c.n, form->out_f32 ? 4 : 8);
     c.nan_row = has_nan ? dw_random_between(&on->random, 0, c.m - 1) : -1;
-    snprintf(on->what, sizeof on->what, "%s [%lld, %lld, %lld]%s%s", c.exact ? "integers" : "random", (long long)c.m,
-             (long long)c.n, (long long)c.k, c.has_bias ? " with bias" : "", c.accumulate ? ", accumulating" : "");
+    snprintf(on->what, sizeof on->what, "%s [%lld, %lld, %lld]%s%s%s", c.exact ? "integers" : "random", (long long)c.m,
+             (long long)c.n, (long long)c.k, c.multiprocessors ? " in parts" : "", c.has_bias ? " with bias" : "",
+             c.accumulate ? ", accumulating" : "");
     case_memory of = {0};
     dw_status status = run_case(on, &c, &of);
     free(of.a.values);
@@ -386,6 +393,21 @@ static dw_gemm_case grouped(const dw_gemm_form *form, int64_t m, int64_t n, int6
     return c;
 }
 
+/* Three tiles of few rows for two workers: the second tile, or one wave more, is split along the reduction. */
+static dw_status run_parts(dw_gemm_bench *on, bool few) {
+    const int64_t span_n = on->form.tile_n * (on->form.shares_a ? 2 : 1);
+    const bool along_m = on->form.grouping == DW_GEMM_GROUPED_M;
+    for (int exact = few; exact < 2; exact++) {
+        dw_gemm_case c = {.m = 20, .n = along_m ? span_n - 8 : 2 * span_n + 16, .k = exact ? 2560 + 32 : 34 * 128};
+        const int64_t sizes[DW_GEMM_TEST_GROUPS] = {9, 0, 7, 3};
+        if (along_m) memcpy(c.sizes, sizes, sizeof sizes);
+        c.exact = exact;
+        c.multiprocessors = on->form.shares_a || on->form.shares_b ? 4 : 2;
+        DW_TRY(run(on, c, false));
+    }
+    return DW_OK;
+}
+
 static dw_status run_shapes(dw_gemm_bench *on, bool few) {
     const int64_t tm = on->form.tile_m, tn = on->form.tile_n, ring = on->form.ring;
     const int64_t wide_m = on->form.shares_b ? tm + 72 : 0, wide_n = on->form.shares_a ? tn : 0;
@@ -409,6 +431,7 @@ static dw_status run_shapes(dw_gemm_bench *on, bool few) {
             c.exact = exact;
             DW_TRY(run(on, c, !few && !exact && i % 2));
         }
+    if (on->form.splits) DW_TRY(run_parts(on, few));
     return DW_OK;
 }
 

@@ -13,7 +13,8 @@ typedef struct dw_gemm_case {
     int64_t m, n, k;
     int64_t sizes[DW_GEMM_TEST_GROUPS]; /* of groups */
     bool exact, has_bias, accumulate, row_layout;
-    int64_t nan_row; /* of A, whose first elements are NaN; -1: none */
+    int64_t nan_row;     /* of A, whose first elements are NaN; -1: none */
+    int multiprocessors; /* at most so many; 0: all there are */
 } dw_gemm_case;
 
 typedef struct dw_gemm_matrix {
@@ -39,13 +40,14 @@ typedef struct dw_gemm_form {
     bool shares_a, shares_b;                     /* two blocks do, so that they make one tile */
     bool out_f32, scale_f32, b_vector, b_across; /* as in the rows */
     bool adds_to_rows;                           /* accumulation is tested along M too */
+    bool splits;                                 /* tiles along the reduction, where they fill no wave */
     /* Random sums over `k` are off by at most `worst` of their terms' magnitudes, and in norm by `in_norm` of the
      * larger of the result's and an eighth of the magnitudes'. */
     double (*worst)(int64_t k);
     double (*in_norm)(int64_t k);
     /* Writes an operand where the kernel will read it, and fills in `values`, which are there, and `view`. */
     void (*draw)(struct dw_gemm_bench *on, dw_gemm_matrix *o, const dw_gemm_case *c);
-    dw_status (*grouped)(int index, const dw_grouped_gemm_args *args, void *stream);
+    dw_status (*grouped)(int index, int multiprocessors, const dw_grouped_gemm_args *args, void *stream);
 } dw_gemm_form;
 
 typedef struct dw_gemm_bench {

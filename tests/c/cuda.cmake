@@ -6,7 +6,7 @@ foreach(fake fake_cuda fake_cublaslt)
   target_link_libraries(${fake} PRIVATE m)
 endforeach()
 foreach(test test_cuda_absent test_cuda_driver test_cuda_gemm test_cuda_proof test_gemm_proof test_norm_panel test_gemm_tuning test_gemm_bf16
-        test_gemm_bf16_proof)
+        test_gemm_bf16_proof test_gemm_workspace)
   target_include_directories(${test} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
   target_compile_definitions(${test} PRIVATE FAKE_LIBCUDA="$<TARGET_FILE:fake_cuda>"
                              FAKE_LIBCUBLASLT="$<TARGET_FILE:fake_cublaslt>")

@@ -31,7 +31,7 @@ static fake_cuda_state *fake;
 static fake_get_capture_mode_function get_capture_mode;
 static dw_context *context;
 static char cache[64], warning[1024];
-static int launches, warnings;
+static int launches, split_launches, warnings;
 static fault present;
 static const char *faulty; /* part of the name of the kernels that have it */
 
@@ -121,6 +121,7 @@ static void on_launch(const char *symbol, const dw_cu_launch_config *config, voi
     assert_non_null(row);
     launches++;
     const dw_gemm_sm90_params *p = arguments[0];
+    split_launches += p->workspace != NULL;
     const fault wrong = faulty && strstr(symbol, faulty) ? present : NONE;
     if (wrong == NOTHING) return;
     if (row->grouping == DW_GEMM_GROUPED_NONE) {
@@ -185,8 +186,11 @@ static void right_kernels_pass(void **state) {
     for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
         dw_selftest_result result;
         const bool few = i % 6 != test_seed % 6;
+        const int split = dw_gemm_sm90_splits(dw_gemm_sm90_get(i)) ? (few ? 1 : 2) : 0; /* cases with split tiles */
+        split_launches = 0;
         if (selftest(i, few, &result) != DW_OK) fail_msg("%s: %s", dw_gemm_sm90_get(i)->name, result.first_mismatch);
-        assert_int_equal(result.cases, few ? 2 : 16);
+        assert_int_equal(result.cases, (few ? 2 : 16) + split);
+        assert_int_equal(split_launches, split);
         assert_string_equal(result.first_mismatch, "");
     }
 }
@@ -355,10 +359,10 @@ static void failing_kernels_make_way(void **state) {
     assert_true(first_of(&args) == 256);
     free(workspace);
     /* Forced, it runs all the same; a kernel for other formats does not. */
-    ASSERT_OK(dw_gemm_with_row((int)index_of(VECTORS), &args, NULL));
+    ASSERT_OK(dw_gemm_with_row((int)index_of(VECTORS), 0, &args, NULL));
     assert_int_equal(launches, 1);
-    assert_failure(dw_gemm_with_row((int)index_of(DENSE), &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
-    assert_failure(dw_gemm_with_row(9999, &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
+    assert_failure(dw_gemm_with_row((int)index_of(DENSE), 0, &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
+    assert_failure(dw_gemm_with_row(9999, 0, &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
 }
 
 static void groups_have_no_second_source(void **state) {
@@ -377,7 +381,7 @@ static void groups_have_no_second_source(void **state) {
     assert_failure(dw_grouped_gemm(context, &args, NULL), DW_ERROR_UNSUPPORTED, "failed its self-test on GPU 0");
     assert_int_equal(warnings, count_of(REDUCTION_GROUPED));
     faulty = NULL;
-    ASSERT_OK(dw_grouped_gemm_with_row((int)index_of(REDUCTION_GROUPED), &args, NULL));
+    ASSERT_OK(dw_grouped_gemm_with_row((int)index_of(REDUCTION_GROUPED), 0, &args, NULL));
     assert_true(*(float *)args.d.data == 256);
 }
 

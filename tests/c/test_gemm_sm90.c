@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "cuda/device/sm90/gemm_split.h"
 #include "cuda/host/gemm_sm90.h"
 #include "cuda/host/images.h"
 #include "deepwell/deepwell.h"
@@ -81,7 +82,7 @@ static void tiles_follow_the_shape(void **state) {
     static const struct {
         int64_t m, n, k;
         int tile_m, tile_n;
-    } shapes[] = {{8192, 4096, 4096, 128, 256}, {8192, 14336, 4096, 192, 128}, {8192, 4096, 14336, 128, 256},
+    } shapes[] = {{8192, 4096, 4096, 192, 128}, {8192, 14336, 4096, 192, 128}, {8192, 4096, 14336, 192, 128},
                   {8192, 8192, 8192, 192, 128}, {16384, 6144, 2048, 192, 128}, {4096, 7168, 2048, 128, 256},
                   {16, 4096, 4096, 64, 32},     {64, 4096, 4096, 64, 32},      {128, 4096, 4096, 64, 64},
                   {256, 4096, 4096, 128, 64},   {512, 4096, 4096, 128, 128},   {16, 14336, 4096, 64, 64},
@@ -121,6 +122,66 @@ static void tiles_of_groups_follow_the_shape(void **state) {
         }
 }
 
+/* `tiles` of the row's tiles, or of its pair's, in 12 columns, with a reduction worth splitting. */
+static dw_gemm_sm90_shape shape_of_tiles(const dw_gemm_sm90_row *row, int64_t tiles) {
+    const int64_t span_m = row->tile_m * (row->multicast == DW_GEMM_SHARES_B ? 2 : 1);
+    const int64_t span_n = row->tile_n * (row->multicast == DW_GEMM_SHARES_A ? 2 : 1);
+    return (dw_gemm_sm90_shape){.m = tiles / 12 * span_m,
+                                .n = 12 * span_n,
+                                .k = 4096,
+                                .groups = row->grouping == DW_GEMM_GROUPED_NONE ? 1 : 8,
+                                .grouping = row->grouping,
+                                .scale_f32 = row->scale_f32,
+                                .b_vector = row->b_vector,
+                                .out_f32 = row->out_f32};
+}
+
+static void workspaces_follow_the_tiles(void **state) {
+    (void)state;
+    int splitting = 0;
+    for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
+        const dw_gemm_sm90_row *row = dw_gemm_sm90_get(i);
+        const dw_gemm_sm90_shape whole = shape_of_tiles(row, 2 * H100_MULTIPROCESSORS);
+        const dw_gemm_sm90_shape over = shape_of_tiles(row, 2 * H100_MULTIPROCESSORS + 12);
+        const dw_gemm_sm90_shape few = shape_of_tiles(row, 36);
+        const size_t bytes = H100_MULTIPROCESSORS * (size_t)DW_GEMM_PART_BYTES(row->tile_m, row->tile_n);
+        const bool splits = dw_gemm_sm90_splits(row), grouped = row->grouping != DW_GEMM_GROUPED_NONE;
+        splitting += splits;
+        assert_int_equal(dw_gemm_sm90_workspace(row, &over, H100_MULTIPROCESSORS), splits ? bytes : 0);
+        /* Of a pair, none for the multiprocessor that is left over. */
+        if (row->multicast != DW_GEMM_SHARES_NOTHING)
+            assert_int_equal(dw_gemm_sm90_workspace(row, &over, H100_MULTIPROCESSORS + 1), splits ? bytes : 0);
+        /* The host does not know the tiles of groups. */
+        assert_int_equal(dw_gemm_sm90_workspace(row, &whole, H100_MULTIPROCESSORS), splits && grouped ? bytes : 0);
+        assert_int_equal(dw_gemm_sm90_workspace(row, &few, H100_MULTIPROCESSORS), splits && grouped ? bytes : 0);
+        assert_true(bytes <= DW_GEMM_WORKSPACE_MAX);
+        if (row->grouping == DW_GEMM_GROUPED_K || row->b_vector || row->out_f32) assert_false(splits);
+    }
+    assert_true(splitting > 0 && splitting < (int)dw_gemm_sm90_count());
+}
+
+static const dw_gemm_sm90_row *row_named(const char *name) {
+    for (size_t i = 0; i < dw_gemm_sm90_count(); i++)
+        if (strcmp(dw_gemm_sm90_get(i)->name, name) == 0) return dw_gemm_sm90_get(i);
+    fail_msg("no kernel %s", name);
+    return NULL;
+}
+
+/* 18 x 8 tiles: 12 more than multiprocessors, or two waves of 72; and with a reduction too short to be split. */
+static void workspaces_in_figures(void **state) {
+    (void)state;
+    const dw_gemm_sm90_row *row = row_named("gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_128x256");
+    dw_gemm_sm90_shape shape = {.m = 2304, .n = 2048, .k = 1536, .groups = 1, .scale_f32 = true};
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (128 * 256 * 4 + 8));
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, 72), 0);
+    shape.k = 512;
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 0);
+    row = row_named("gemm_grouped_m_e4m3_f32_1x128_128x128_bf16__sm90_128x192");
+    shape.grouping = DW_GEMM_GROUPED_M;
+    shape.groups = 16;
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (128 * 192 * 4 + 8));
+}
+
 static dw_gemm_args arguments(dw_dtype scale, dw_gemm_scaling b, dw_scale_layout layout, dw_dtype d) {
     return (dw_gemm_args){
         .a = {.data = {.dtype = DW_E4M3}, .scaling = DW_GEMM_1X128, .scale = {.dtype = scale}, .layout = layout},
@@ -155,9 +216,14 @@ static void refusals_say_why(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_fit_the_multiprocessor),      cmocka_unit_test(every_row_has_its_device_code),
-        cmocka_unit_test(every_form_has_a_kernel),          cmocka_unit_test(tiles_follow_the_shape),
-        cmocka_unit_test(tiles_of_groups_follow_the_shape), cmocka_unit_test(refusals_say_why),
+        cmocka_unit_test(rows_fit_the_multiprocessor),
+        cmocka_unit_test(every_row_has_its_device_code),
+        cmocka_unit_test(every_form_has_a_kernel),
+        cmocka_unit_test(tiles_follow_the_shape),
+        cmocka_unit_test(tiles_of_groups_follow_the_shape),
+        cmocka_unit_test(workspaces_follow_the_tiles),
+        cmocka_unit_test(workspaces_in_figures),
+        cmocka_unit_test(refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

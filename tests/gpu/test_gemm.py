@@ -98,8 +98,10 @@ def stream() -> int:
 
 
 def gemm(a: Operand, b: Operand, out: torch.Tensor, *, codes: bool, bias: torch.Tensor | None = None,
-         accumulate: bool = False, backend: int = OWN, wait: bool = True) -> None:  # fmt: skip
-    workspace = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")
+         accumulate: bool = False, backend: int = OWN, wait: bool = True,
+         workspace: torch.Tensor | None = None) -> None:  # fmt: skip
+    if workspace is None:
+        workspace = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")
     _core.cuda_gemm(
         a.bytes.data_ptr(), E4M3, a.cols, SCALING[a.block], a.scale(codes),
         b.bytes.data_ptr(), E4M3, b.cols, SCALING[b.block], b.scale(codes),
@@ -250,12 +252,13 @@ def cuts(total: int, groups: int, kind: str, multiple: int, rng: random.Random) 
 
 
 def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, b_rows: int, out: torch.Tensor, codes: bool,
-            accumulate: bool = False) -> None:  # fmt: skip
+            accumulate: bool = False, workspace: torch.Tensor | None = None) -> None:  # fmt: skip
     m, n, k = (a.rows, b_rows, a.cols)
+    place = (0, 0) if workspace is None else (workspace.data_ptr(), workspace.numel())
     _core.cuda_grouped_gemm(
         axis, ends.numel(), ends.data_ptr(), a.bytes.data_ptr(), a.cols, a.scale(codes), b.bytes.data_ptr(), b.cols,
         SCALING[b.block], b.scale(codes), out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, n, m, n, k,
-        int(accumulate), 0, stream(), int(codes),
+        int(accumulate), *place, 0, stream(), int(codes),
     )  # fmt: skip
     torch.cuda.synchronize()
 
@@ -293,6 +296,164 @@ def test_groups_of_rows(total: int, groups: int, n: int, k: int, kind: str, code
         check(out[begin:end], rows @ part.values.t(), rows.abs() @ part.values.abs().t())
         begin = end
     assert (out[begin:] == POISON).all(), "rows of no group were written"
+
+
+# ---- tiles that fill no wave, split along the reduction ----------------------------------------------------------
+
+# Of 132 multiprocessors. A few tiles more than a wave and a short reduction: all are split; many more and a long one:
+# what is left over alone is.
+IN_PARTS = ((2304, 2056, 3600), (3456, 2304, 5136))
+
+
+def workspace_of(fill: int) -> torch.Tensor:
+    return torch.full((32 << 20,), fill, dtype=torch.uint8, device="cuda")
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_properties(0).multi_processor_count != 132,
+    reason="the shapes are for 132 multiprocessors",
+)
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("shape", IN_PARTS, ids=lambda s: "x".join(map(str, s)))
+def test_product_in_parts(shape: tuple[int, int, int], codes: bool) -> None:
+    """Whatever lies in the workspace, twice the same bits; and with none the product is still right."""
+    m, n, k = shape
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED + m)
+    a, b = random_operand(m, k, "1x128", generator), random_operand(n, k, "128x128", generator)
+    expected, size = a.values @ b.values.t(), a.values.abs() @ b.values.abs().t()
+    outs = []
+    for fill in (0, 255, 0x5A):
+        workspace = workspace_of(fill)
+        out = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        gemm(a, b, out, codes=codes, workspace=workspace)
+        check(out, expected, size)
+        assert (workspace != fill).any(), "no tile was split"
+        outs.append(out.view(torch.int16))
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+    out = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
+    gemm(a, b, out, codes=codes, workspace=torch.empty(0, dtype=torch.uint8, device="cuda"))
+    check(out, expected, size)
+
+    bias = torch.randn(n, device="cuda", generator=generator).bfloat16()
+    gemm(a, b, out, codes=codes, bias=bias, workspace=workspace)
+    check(out, expected + bias.double(), size + bias.double().abs())
+    old = (torch.randn(m, n, device="cuda", generator=generator) * size.mean().sqrt()).to(out.dtype)
+    out.copy_(old)
+    gemm(a, b, out, codes=codes, accumulate=True, workspace=workspace)
+    check(out, expected + old.double(), size + old.double().abs(), expected)
+
+
+def test_integers_in_parts_are_exact() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    m, n, k = IN_PARTS[0]
+    a, b = (
+        Operand(torch.randint(-3, 4, (r, k), device="cuda", generator=generator).double(), block)
+        for r, block in ((m, "1x128"), (n, "128x128"))
+    )
+    exact = (a.values @ b.values.t()).to(torch.bfloat16)
+    for _ in range(5):
+        out = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        gemm(a, b, out, codes=False)
+        assert torch.equal(out, exact)
+
+
+def test_parts_in_graphs_and_on_two_streams() -> None:
+    """A replayed launch has the same ticket every time; launches at the same time have workspaces of their own."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    sets = []
+    for m, n, k in (IN_PARTS[0], IN_PARTS[1]):
+        a, b = random_operand(m, k, "1x128", generator), random_operand(n, k, "128x128", generator)
+        alone = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        gemm(a, b, alone, codes=False)
+        check(alone, a.values @ b.values.t(), a.values.abs() @ b.values.abs().t())
+        sets.append((a, b, alone, torch.empty_like(alone), workspace_of(7)))
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        for a, b, _, out, _ in sets:  # one workspace for both: they follow each other
+            gemm(a, b, out, codes=False, wait=False, workspace=sets[0][4])
+    for _ in range(4):
+        for _, _, _, out, _ in sets:
+            out.fill_(POISON)
+        recorded.replay()
+        torch.cuda.synchronize()
+        for _, _, alone, out, _ in sets:
+            assert torch.equal(out.view(torch.int16), alone.view(torch.int16))
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for _ in range(10):
+        for _, _, _, out, _ in sets:
+            out.fill_(POISON)
+        torch.cuda.synchronize()
+        for queue, (a, b, _, out, workspace) in zip(streams, sets, strict=True):
+            with torch.cuda.stream(queue):
+                for _ in range(3):
+                    gemm(a, b, out, codes=False, wait=False, workspace=workspace)
+        torch.cuda.synchronize()
+        for _, _, alone, out, _ in sets:
+            assert torch.equal(out.view(torch.int16), alone.view(torch.int16))
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
+@pytest.mark.parametrize("kind", ["random", "one", "short"])
+@pytest.mark.parametrize(
+    ("total", "groups", "n", "k"), [(2048, 5, 2304, 3600), (3000, 3, 2304, 5136), (2100, 3, 1536, 2048)]
+)
+def test_groups_in_parts(total: int, groups: int, n: int, k: int, kind: str, codes: bool) -> None:
+    rng = random.Random(conftest.SEED + total)
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a = random_operand(total, k, "1x128", generator)
+    parts = [random_operand(n, k, "128x128", generator) for _ in range(groups)]
+    b = stacked(parts)
+    ends = cuts(total, groups, kind, 1, rng)
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    outs = []
+    for fill in (3, 255):
+        out = torch.full((total, n), POISON, device="cuda", dtype=torch.bfloat16)
+        grouped(GROUP_M, where, a, b, n, out, codes, workspace=workspace_of(fill))
+        begin = 0
+        for end, part in zip(ends, parts, strict=True):
+            x = a.values[begin:end]
+            check(out[begin:end], x @ part.values.t(), x.abs() @ part.values.abs().t())
+            begin = end
+        assert (out[ends[-1] :] == POISON).all()
+        outs.append(out.view(torch.int16))
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("n", [1024, 1536])  # tiles of 256 and of 192 columns
+def test_every_group_size_in_parts(n: int) -> None:
+    """Groups whose tiles leave each number over, one after another: all shares, those of nothing too."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    k, groups, total = 2048, 4, 8192
+    a = random_operand(total, k, "1x128", generator)
+    parts = [random_operand(n, k, "128x128", generator) for _ in range(groups)]
+    b = stacked(parts)
+    expected = torch.cat([a.values @ part.values.t() for part in parts]).view(groups, total, n)
+    workspace, split = workspace_of(9), 0
+    for rows in range(4224, total + 1, 128):
+        ends = [0, rows // 2, rows // 2 + 77, rows]
+        out = torch.full((total, n), POISON, device="cuda", dtype=torch.bfloat16)
+        workspace.fill_(9)
+        grouped(GROUP_M, torch.tensor(ends, dtype=torch.int32, device="cuda"), a, b, n, out, False, workspace=workspace)
+        split += int((workspace != 9).any())
+        begin = 0
+        for group, end in enumerate(ends):
+            got, wanted = out[begin:end].double(), expected[group, begin:end]
+            assert (got - wanted).norm() <= 0.01 * wanted.norm(), f"{rows} rows, group {group}"
+            begin = end
+        assert (out[rows:] == POISON).all()
+    assert split > 10, "hardly any was split"
+
+
+def test_a_workspace_is_checked() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(256, 256, "1x128", generator), random_operand(256, 256, "128x128", generator)
+    out = torch.zeros(256, 256, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(Exception, match="256 bytes"):
+        gemm(a, b, out, codes=False, workspace=workspace_of(0)[16:])
+    ends = torch.tensor([256], dtype=torch.int32, device="cuda")
+    with pytest.raises(Exception, match="256 bytes"):
+        grouped(GROUP_M, ends, a, b, 256, out, False, workspace=workspace_of(0)[16:])
 
 
 @pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])

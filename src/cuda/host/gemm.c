@@ -50,6 +50,13 @@ static dw_status multiply_nothing(const dw_cuda_scope *scope, const dw_gemm_prob
                          "cuMemsetD2D8Async", "gemm with K = 0, device %d", scope->device);
 }
 
+static dw_status check_alignment(const void *workspace, size_t bytes) {
+    if (bytes > 0 && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT != 0))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "gemm: the workspace at %p must be aligned to %d bytes", workspace,
+                       WORKSPACE_ALIGNMENT);
+    return DW_OK;
+}
+
 static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_gemm_problem *p, void *workspace,
                      size_t workspace_bytes, void *stream) {
     dw_gemm_plan *plan = NULL;
@@ -61,9 +68,8 @@ static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_
                          "gemm: the workspace has %zu bytes and %zu are needed; ask "
                          "dw_gemm_workspace_size",
                          workspace_bytes, needed);
-    else if (needed > 0 && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT != 0))
-        status = dw_fail(DW_ERROR_INVALID_ARGUMENT, "gemm: the workspace at %p must be aligned to %d bytes", workspace,
-                         WORKSPACE_ALIGNMENT);
+    else
+        status = check_alignment(workspace, needed);
     if (status == DW_OK) status = decode_scales(scope, p, workspace, stream);
     if (status == DW_OK) {
         char *rest = workspace ? (char *)workspace + p->decode_bytes : NULL;
@@ -115,12 +121,17 @@ static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args
     return DW_OK;
 }
 
+/* multiprocessors: for a product of the library's own, 0: all there are. */
 static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, dw_gemm_problem *problem, int forced,
-                          void *stream) {
+                          int multiprocessors, void *stream) {
     if (problem->k == 0) return multiply_nothing(scope, problem, stream);
     own_product own;
     DW_TRY(choose_own(scope, args, problem, forced, &own));
-    if (own.choice.row >= 0) return dw_gemm_sm90_launch(scope, &own.call, &own.choice, own.multiprocessors, stream);
+    if (own.choice.row >= 0) {
+        DW_TRY(check_alignment(args->workspace, args->workspace_bytes));
+        return dw_gemm_sm90_launch(scope, &own.call, &own.choice,
+                                   multiprocessors > 0 ? multiprocessors : own.multiprocessors, stream);
+    }
     const dw_cublaslt *library = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));
     return run(scope, library, problem, args->workspace, args->workspace_bytes, stream);
@@ -132,14 +143,14 @@ static dw_status check_backend(const dw_gemm_args *args) {
     return DW_OK;
 }
 
-static dw_status gemm(const dw_gemm_args *args, int forced, void *stream) {
+static dw_status gemm(const dw_gemm_args *args, int forced, int multiprocessors, void *stream) {
     DW_TRY(check_backend(args));
     dw_gemm_problem problem;
     DW_TRY(dw_gemm_prepare(args, true, &problem));
     if (problem.m == 0 || problem.n == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(problem.device, &scope));
-    dw_status status = multiply(&scope, args, &problem, forced, stream);
+    dw_status status = multiply(&scope, args, &problem, forced, multiprocessors, stream);
     dw_cuda_leave(&scope);
     return status;
 }
@@ -147,11 +158,11 @@ static dw_status gemm(const dw_gemm_args *args, int forced, void *stream) {
 dw_status dw_gemm(dw_context *context, const dw_gemm_args *args, void *stream) {
     if (!context || !args)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_gemm: %s is NULL", context ? "args" : "context");
-    return gemm(args, -1, stream);
+    return gemm(args, -1, 0, stream);
 }
 
-dw_status dw_gemm_with_row(int row, const dw_gemm_args *args, void *stream) {
-    return gemm(args, row, stream);
+dw_status dw_gemm_with_row(int row, int multiprocessors, const dw_gemm_args *args, void *stream) {
+    return gemm(args, row, multiprocessors, stream);
 }
 
 static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
@@ -159,7 +170,10 @@ static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *
     own_product own;
     DW_TRY(choose_own(scope, args, problem, -1, &own)); /* proves the kernel, so that the answer holds for the call */
     *bytes = 0;
-    if (own.choice.row >= 0) return DW_OK;
+    if (own.choice.row >= 0) {
+        *bytes = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)own.choice.row), &own.call.shape, own.multiprocessors);
+        return DW_OK;
+    }
     const dw_cublaslt *library = NULL;
     dw_gemm_plan *plan = NULL;
     DW_TRY(dw_cublaslt_get(scope->driver->version, &library));

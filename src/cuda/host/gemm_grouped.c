@@ -103,6 +103,9 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
     if (args->groups < 0 || args->groups > INT32_MAX || (args->groups > 0 && !args->ends))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %" PRId64 " groups, ends at %p", args->groups,
                        (const void *)args->ends);
+    if (args->workspace_bytes > 0 && (!args->workspace || (uintptr_t)args->workspace % 256 != 0))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: the workspace at %p must be aligned to 256 bytes",
+                       args->workspace);
     int64_t groups = args->groups, m = a->shape[0], k = a->shape[1];
     int64_t n = along_m ? b->shape[1] : b->shape[0], element = f32 ? 4 : 2;
     int64_t b_k = along_m ? b->shape[2] : b->shape[1], b_groups = along_m ? b->shape[0] : groups;
@@ -141,6 +144,8 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
         .d_rows = along_m ? m : groups * m,
         .d_ld = along_m ? (m > 1 ? d->strides[0] : n) : n,
         .accumulate = args->accumulate,
+        .workspace = args->workspace,
+        .workspace_bytes = args->workspace_bytes,
     };
     if (groups == 0 || m == 0 || n == 0 || k == 0) return DW_OK;
     int64_t unused_row, unused_k;
@@ -153,7 +158,9 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
 /* What a call is for besides multiplying: a kernel that must do it (-1: any), or tuning. */
 typedef struct purpose {
     int forced;
-    dw_gemm_tuned *tuned; /* NULL: multiply */
+    int multiprocessors;  /* 0: all there are */
+    dw_gemm_tuned *tuned; /* or */
+    size_t *workspace;    /* wanted: the bytes of it; both NULL: multiply */
     void *flush;
     size_t flush_bytes;
 } purpose;
@@ -169,9 +176,14 @@ static dw_status run(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, 
     if (choice.row < 0)
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "grouped gemm: each kernel of these formats failed its self-test on GPU %d", scope->device);
+    if (why->workspace) {
+        *why->workspace = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)choice.row), &call->shape, multiprocessors);
+        return DW_OK;
+    }
     if (why->tuned)
         return dw_gemm_sm90_tune(scope, call, multiprocessors, why->flush, why->flush_bytes, stream, why->tuned);
-    return dw_gemm_sm90_launch(scope, call, &choice, multiprocessors, stream);
+    return dw_gemm_sm90_launch(scope, call, &choice, why->multiprocessors > 0 ? why->multiprocessors : multiprocessors,
+                               stream);
 }
 
 static dw_status grouped_gemm(const dw_grouped_gemm_args *args, const purpose *why, void *stream) {
@@ -197,8 +209,19 @@ dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args,
     return grouped_gemm(args, &(purpose){.forced = -1}, stream);
 }
 
-dw_status dw_grouped_gemm_with_row(int row, const dw_grouped_gemm_args *args, void *stream) {
-    return grouped_gemm(args, &(purpose){.forced = row}, stream);
+dw_status dw_grouped_gemm_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
+    return grouped_gemm(args, &(purpose){.forced = row, .multiprocessors = multiprocessors}, stream);
+}
+
+dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes) {
+    if (!context || !args || !bytes)
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm_workspace_size: %s is NULL",
+                       !context ? "context"
+                       : !args  ? "args"
+                                : "bytes");
+    *bytes = 0;
+    if (args->a.data.dtype == DW_BF16) return DW_OK;
+    return grouped_gemm(args, &(purpose){.forced = -1, .workspace = bytes}, NULL);
 }
 
 dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,

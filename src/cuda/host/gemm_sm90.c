@@ -1,9 +1,12 @@
 #include "cuda/host/gemm_sm90.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
 #include "cuda/device/sm90/gemm_params.h"
+#include "cuda/device/sm90/gemm_split.h"
 #include "cuda/host/gemm_tuning.h"
 #include "cuda/host/launch.h"
 #include "cuda/host/tensor_map.h"
@@ -87,6 +90,27 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
     return row->tile_n * (row->multicast == DW_GEMM_SHARES_A ? 2 : 1);
 }
 
+/* As SPLITS in the kernels' source. */
+bool dw_gemm_sm90_splits(const dw_gemm_sm90_row *row) {
+    return row->k_split == 1 && row->grouping != DW_GEMM_GROUPED_K && !row->b_vector && !row->out_f32 &&
+           row->store_buffers > 0 && row->tile_m * row->tile_n >= DW_GEMM_LEAST_SPLIT;
+}
+
+/* Of these tiles, how many are not split. */
+static double whole_tiles(const dw_gemm_sm90_row *row, double tiles, int64_t k, int64_t workers) {
+    const int64_t k_blocks = ceil_div(k, BLOCK);
+    if (!dw_gemm_sm90_splits(row) || tiles > INT32_MAX || k_blocks > INT32_MAX || workers < 1) return tiles;
+    return dw_gemm_whole_tiles((int)tiles, (int)workers, (int)k_blocks);
+}
+
+size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape, int multiprocessors) {
+    const int64_t workers = multiprocessors / cluster_of(row);
+    const double tiles = (double)ceil_div(shape->m, span_m(row)) * (double)ceil_div(shape->n, span_n(row));
+    const bool dense = shape->grouping == DW_GEMM_GROUPED_NONE;
+    if (!dw_gemm_sm90_splits(row) || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles)) return 0;
+    return (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
+}
+
 /* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23; groups and what a pair's
  * tile costs besides, 2026-11-28; docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a
  * cycle) each form reaches, what writing a tile and starting the next one cost, the bytes a multiprocessor gets from
@@ -95,11 +119,12 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
 #define PEAK 4096.0
 #define L2_BYTES 56.0
 #define MEMORY_BYTES 1800.0
+#define SPLIT_CYCLES 8000.0 /* what the parts of split tiles cost a multiprocessor */
 
 static double share_of_peak(const dw_gemm_sm90_row *row) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
     if (row->b_vector) return 0.60;
-    if (row->warpgroups == 3) return pair ? 0.806 : 0.792;
+    if (row->warpgroups == 3) return pair ? 0.812 : 0.800;
     switch (row->tile_m * row->tile_n) {
     case 128 * 192: return 0.79;
     case 128 * 256: return !pair ? 0.795 : dense ? 0.772 : 0.785;
@@ -112,7 +137,7 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
-    double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 900 : 300)
+    double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 700 : 300)
                      : row->tile_m * row->tile_n == 32768       ? (pair && dense ? 1000 : 1300)
                                                                 : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
@@ -131,8 +156,9 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
                       : (double)ceil_div(s->m, span_m(row));
     double tiles = groups * (down < 1 ? 1 : down) * (double)ceil_div(s->n, span_n(row));
     int64_t slots = multiprocessors / cluster_of(row);
-    double waves = (double)ceil_div((int64_t)(tiles + 0.999), slots > 0 ? slots : 1);
-    double cycles = waves * tile_cycles(row, k);
+    double count = ceil(tiles), whole = whole_tiles(row, count, (int64_t)k, slots);
+    double waves = whole < count ? count / (double)slots : ceil(count / (double)(slots > 0 ? slots : 1));
+    double cycles = waves * tile_cycles(row, k) + (whole < count ? SPLIT_CYCLES : 0);
     double memory = groups * (m * k + (double)s->n * k) / MEMORY_BYTES;
     return cycles > memory ? cycles : memory + 1e-3 * row->tile_m * row->tile_n; /* many small tiles keep memory busy */
 }
@@ -289,6 +315,18 @@ static int a_box_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) 
     return s->grouping == DW_GEMM_GROUPED_NONE && s->m < row->tile_m ? (int)s->m : row->tile_m;
 }
 
+/* A number that no other launch of this process has, nor, but for a chance of 2^-63, what lies in fresh memory. */
+static uint64_t next_ticket(void) {
+    static atomic_uint_fast64_t count;
+    struct timespec now = {0};
+    timespec_get(&now, TIME_UTC);
+    uint64_t x = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    x += atomic_fetch_add_explicit(&count, 1, memory_order_relaxed) * 0x9E3779B97F4A7C15u;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u; /* the mixing function of splitmix64 (Steele, Lea, Flood) */
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return (x ^ x >> 31) | 1; /* zero says that there is none */
+}
+
 dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
                               const dw_gemm_sm90_choice *choice, int multiprocessors, void *stream) {
     const dw_gemm_sm90_shape *s = &call->shape;
@@ -314,6 +352,11 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
         DW_TRY(scale_map(scope, row, call->b_scale, call->b_scale_ld, call->b_cols, row->tile_n, &p.b_scale_map));
     if (!s->out_f32) DW_TRY(result_map(scope, call, &p.d));
 
+    const size_t workspace = dw_gemm_sm90_workspace(row, s, multiprocessors);
+    if (workspace > 0 && call->workspace && call->workspace_bytes >= workspace) {
+        p.workspace = call->workspace;
+        p.ticket = next_ticket();
+    }
     int64_t cluster = cluster_of(row), slots = multiprocessors / cluster;
     int64_t tiles = ceil_div(s->m, span_m(row)) * ceil_div(s->n, span_n(row));
     if (s->grouping != DW_GEMM_GROUPED_NONE) tiles = slots; /* the device knows the groups' sizes */
@@ -356,6 +399,8 @@ dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_p
         .a_scale_ld = scale_f32 ? p->m : ceil_div(p->m, 16) * 16,
         .b_scale_ld = scale_f32 ? p->n : ceil_div(p->n, 16) * 16,
         .accumulate = p->accumulate,
+        .workspace = args->workspace,
+        .workspace_bytes = args->workspace_bytes,
     };
     if (!vectors) {
         int64_t grid_rows = ceil_div(p->n, BLOCK), grid_cols = ceil_div(p->k, BLOCK);

@@ -53,6 +53,13 @@ bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *
 int dw_gemm_sm90_band(const dw_gemm_sm90_row *row);
 int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
 
+/* Whether the kernel can split tiles along the reduction. */
+bool dw_gemm_sm90_splits(const dw_gemm_sm90_row *row);
+
+/* Bytes of workspace with which the kernel shares out what does not fill a wave of its tiles (gemm_params.h); 0 where
+ * it does not split tiles, or none of this shape. Of groups only the device knows, so that any shape needs it. Pure. */
+size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape, int multiprocessors);
+
 /* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`; its index, or -1 when none has
  * these formats. `proofs` leaves out those that failed their self-test (proof.h; NULL: none). Pure. */
 int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs);
@@ -79,17 +86,20 @@ typedef struct dw_gemm_sm90_call {
     int64_t d_rows, d_ld;
     int64_t a_scale_ld, b_scale_ld, b_scale_row_step, b_scale_k_step;
     bool accumulate;
+    void *workspace; /* device memory, or NULL: for split tiles, where it has dw_gemm_sm90_workspace bytes */
+    size_t workspace_bytes;
 } dw_gemm_sm90_call;
 
 /* Those of a product that `dw_gemm_sm90_refusal` has nothing against. Pure. */
 dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *problem);
 
-/* Multiplies with a kernel that serves the shape. */
+/* Multiplies with a kernel that serves the shape, on so many multiprocessors at most. */
 dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
                               const dw_gemm_sm90_choice *choice, int multiprocessors, void *stream);
 
-/* dw_gemm and dw_grouped_gemm with exactly this kernel, proved or not: for self-tests and benchmarks. */
-dw_status dw_gemm_with_row(int row, const dw_gemm_args *args, void *stream);
-dw_status dw_grouped_gemm_with_row(int row, const dw_grouped_gemm_args *args, void *stream);
+/* dw_gemm and dw_grouped_gemm with exactly this kernel, proved or not, on so many multiprocessors (0: all there are):
+ * for self-tests and benchmarks. */
+dw_status dw_gemm_with_row(int row, int multiprocessors, const dw_gemm_args *args, void *stream);
+dw_status dw_grouped_gemm_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream);
 
 #endif

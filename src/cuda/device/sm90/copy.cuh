@@ -64,6 +64,26 @@ DW_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
                  : "memory");
 }
 
+/* What ordinary code wrote, to any memory, before what the copy engine reads after it. */
+DW_DEVICE void fence_proxy_async_all(void) {
+    asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+DW_DEVICE uint64_t ld_acquire_gpu_u64(const uint64_t *address) {
+    uint64_t v;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(address) : "memory");
+    return v;
+}
+
+DW_DEVICE void st_release_gpu_u64(uint64_t *address, uint64_t v) {
+    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(v) : "memory");
+}
+
+/* Counts at a barrier on which others wait with bar_sync, and goes on. */
+DW_DEVICE void bar_arrive(uint32_t barrier, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 DW_DEVICE void stmatrix_x4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
                  "r"(d)

@@ -60,6 +60,8 @@
 #define CHUNK_SCALES (CHUNK_N / SCALE_N)
 #define CHUNK_REGISTERS (CHUNK_N / 2)
 #define CLUSTER (MULTICAST ? 2 : 1)
+#define CLUSTER_M (TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1)) /* tile of a cluster */
+#define CLUSTER_N (TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1))
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
 
 /* Shared memory: stages, store buffers, sums to be added to others, two batches of scales in turn, which tile a stage
@@ -83,6 +85,20 @@
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
 #define SHARED_BYTES (SCALE_BARRIER_AT + 2 * 16)
+
+/* Tiles that do not fill a wave may be split along their reduction, where the host gives a workspace. Whoever has the
+ * first part of a tile finishes it; the others leave their sums there, which come back to it through places of the
+ * ring, PART_REGISTERS of each thread in each. Not smaller tiles: of those a wave is soon over, and products of few
+ * rows were 3 to 25% slower. */
+#define SPLITS                                                                                                         \
+    (K_SPLIT == 1 && GROUPED != GROUPED_K && !B_VECTOR && THROUGH_SHARED && TILE_M * TILE_N >= DW_GEMM_LEAST_SPLIT)
+#define PART_FITS(registers)                                                                                           \
+    (ROW_WARPGROUPS * WARPGROUP * 4 * (registers) <= STAGE_BYTES && CHUNK_REGISTERS % (registers) == 0)
+#define PART_REGISTERS (PART_FITS(32) ? 32 : PART_FITS(16) ? 16 : 8)
+#define PART_PLACES (SUBS * CHUNK_REGISTERS / PART_REGISTERS)
+#define PART_BYTES (ROW_WARPGROUPS * WARPGROUP * 4 * PART_REGISTERS)
+#define PART_BARRIER 9 /* of the multiplying warps and the one that says that a part is there */
+#define PART_THREADS (MATH_WARPGROUPS * WARPGROUP + 32)
 
 /* Products of fewer rows than a tile has: the copies of A bring no more than there are. */
 #define A_BOX_FITS (!GROUPED && MULTICAST != MULTICAST_A)
@@ -194,7 +210,7 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
                          batch_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
-    const tile_slot slot = {work->row, work->column, work->row_end, work->k_blocks};
+    const tile_slot slot = {work->row, work->column, work->row_end, slot_work(work->k_blocks, work->parts)};
     for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
         if (kb % SCALE_BATCH == 0 && kb < work->k_blocks) copy_vector_scales(p, shared, work, kb, batch);
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
@@ -223,6 +239,54 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
     }
 }
 
+#if SPLITS
+/* Where the sums lie that a block leaves for others, and its ticket. */
+DW_DEVICE char *block_sums(const dw_gemm_sm90_params *p, int block) {
+    return (char *)p->workspace + (int64_t)block * (TILE_M * TILE_N * 4);
+}
+
+DW_DEVICE uint64_t *block_ticket(const dw_gemm_sm90_params *p, int block) {
+    return (uint64_t *)block_sums(p, gridDim.x) + block;
+}
+
+/* The same warp, for the first part of a tile: the sums of the others, in the order of the reduction. Those are blocks
+ * of lower numbers, which started no later, so that waiting for them ends. Their tickets are taken back: the same
+ * launch may be replayed. */
+DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts, ring_place *place) {
+    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
+    for (int part = 1; part <= parts; part++) {
+        const int block = blockIdx.x - part * CLUSTER;
+        uint64_t *ticket = block_ticket(p, block);
+        while (uniform(ld_acquire_gpu_u64(ticket) != p->ticket))
+            ;
+        if (elect_one()) *ticket = 0;
+        fence_proxy_async_all();
+        for (int i = 0; i < PART_PLACES; i++, ring_advance(place, 1)) {
+            mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
+            if (!elect_one()) continue;
+            mbarrier_arrive_expect_tx(full + place->stage, PART_BYTES);
+            cp_async_bulk_shared_global(shared + place->stage * STAGE_BYTES, block_sums(p, block) + i * PART_BYTES,
+                                        PART_BYTES, full + place->stage);
+        }
+    }
+}
+
+/* A warp of its own, since this waits until everything written is there: where the block has a part that is not a
+ * tile's first, of which there is one at most, says so when its sums have been left. */
+DW_DEVICE void announce_part(const dw_gemm_sm90_params *p) {
+    if (!p->workspace) return;
+    const int workers = gridDim.x / CLUSTER;
+    const int k_blocks = (p->k + BLOCK_K - 1) / BLOCK_K;
+    tile_walk walk;
+    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+    const dw_gemm_share share =
+        dw_gemm_share_of(workers - 1 - blockIdx.x / CLUSTER, workers, walk.total, k_blocks, true);
+    if (share.at >= share.end || share.at % k_blocks == 0) return;
+    bar_sync(PART_BARRIER, PART_THREADS);
+    if (elect_one()) st_release_gpu_u64(block_ticket(p, blockIdx.x), p->ticket);
+}
+#endif
+
 /* The same warp, after the last tile. Tells the multiplying warps that there are no more. */
 DW_DEVICE void copy_end(char *shared, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
@@ -230,7 +294,7 @@ DW_DEVICE void copy_end(char *shared, ring_place *place) {
     for (int i = 0; i < K_SPLIT; i++, ring_advance(place, 1)) {
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
         if (!elect_one()) continue;
-        ((tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES))->k_blocks = -1;
+        ((tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES))->work = -1;
         mbarrier_arrive(shared_address(full + place->stage));
     }
 }
@@ -273,20 +337,42 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 }
 #endif
 
-/* All tiles of a copying warp. */
+/* All tiles of a copying warp: whole ones first, then its share of the others. Of a share the first part of a tile
+ * comes last, when others have long left theirs. */
 DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
     const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+    const int workers = gridDim.x / CLUSTER, worker = blockIdx.x / CLUSTER;
     ring_place place = {0, 0};
     batch_place batch = {0, 0};
     tile_walk walk;
-    walk_start(&walk, p, GROUPED, TILE_M * (MULTICAST == MULTICAST_B ? 2 : 1),
-               TILE_N * (MULTICAST == MULTICAST_A ? 2 : 1));
-    for (int at = blockIdx.x / CLUSTER; at < walk.total; at += gridDim.x / CLUSTER) {
+    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+#if SPLITS
+    dw_gemm_share share = dw_gemm_share_of(workers - 1 - worker, workers, walk.total, (p->k + BLOCK_K - 1) / BLOCK_K,
+                                           p->workspace != NULL);
+#else
+    const dw_gemm_share share = {walk.total, 0, 0, 0};
+#endif
+    for (int at = worker; at < share.whole || share.at < share.end; at += workers) {
         tile_work work;
-        walk_to(&walk, p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
+        work.parts = 0;
+        if (at < share.whole) {
+            walk_to(&walk, p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
+#if SPLITS
+        } else {
+            const int k_blocks = (p->k + BLOCK_K - 1) / BLOCK_K, tile = share.at / k_blocks;
+            walk_to(&walk, p, GROUPED, share.whole + tile, m_offset, n_offset, BLOCK_K, &work);
+            work.k_block = share.at - tile * k_blocks;
+            work.k_blocks = min(k_blocks - work.k_block, share.end - share.at);
+            share.at += work.k_blocks;
+            work.parts = work.k_block > 0 ? PARTS_LEAVE : work.k_blocks < k_blocks ? share.parts : 0;
+#endif
+        }
         if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
         if (warp == 0) copy_tile(p, shared, &work, rank, &place, &batch);
+#if SPLITS
+        if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, &place);
+#endif
 #if !B_VECTOR
         if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
 #endif
@@ -617,6 +703,52 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, i
 #define UNROLLED_STAGES 8
 #endif
 
+#if SPLITS
+/* The sums that other blocks left onto this warpgroup's, as copy_parts brings them. The place moves on by arithmetic:
+ * moved by the loop it would be in uniform registers nowhere else either. */
+DW_DEVICE void add_parts(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int parts, math_state *m) {
+    ring_place place = m->place;
+    for (int part = 0; part < parts; part++)
+#pragma unroll
+        for (int i = 0; i < PART_PLACES; i++) {
+            wait_for_stage(shared, &place);
+            const float4 *from = (const float4 *)(shared + place.stage * STAGE_BYTES) +
+                                 warpgroup * (PART_REGISTERS / 4 * WARPGROUP) + threadIdx.x % WARPGROUP;
+            float *to = sums[i * PART_REGISTERS / CHUNK_REGISTERS] + i * PART_REGISTERS % CHUNK_REGISTERS;
+#pragma unroll
+            for (int j = 0; j < PART_REGISTERS / 4; j++) {
+                float4 v = from[j * WARPGROUP];
+                to[4 * j + 1] += v.x;
+                to[4 * j] += v.y;
+                to[4 * j + 3] += v.z;
+                to[4 * j + 2] += v.w;
+            }
+            release_stage(shared, place.stage);
+            ring_advance(&place, 1);
+        }
+    const int reached = m->place.stage + parts * PART_PLACES;
+    m->place.stage = reached % STAGES;
+    m->place.phase ^= reached / STAGES & 1;
+}
+
+/* This warpgroup's sums to where another block finds them. A vector of four lies in four registers in turn; in the
+ * sums' own order each sum would then be in a register of its product's bank, odd or even, and the loop over stages 4
+ * to 6% slower. */
+DW_DEVICE void leave_part(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], int warpgroup) {
+    float4 *to =
+        (float4 *)block_sums(p, blockIdx.x) + warpgroup * (PART_REGISTERS / 4 * WARPGROUP) + threadIdx.x % WARPGROUP;
+#pragma unroll
+    for (int i = 0; i < PART_PLACES; i++) {
+        const float *from = sums[i * PART_REGISTERS / CHUNK_REGISTERS] + i * PART_REGISTERS % CHUNK_REGISTERS;
+#pragma unroll
+        for (int j = 0; j < PART_REGISTERS / 4; j++)
+            to[i * (PART_BYTES / 16) + j * WARPGROUP] =
+                make_float4(from[4 * j + 1], from[4 * j], from[4 * j + 3], from[4 * j + 2]);
+    }
+    bar_arrive(PART_BARRIER, PART_THREADS);
+}
+#endif
+
 /* All tiles of a multiplying warpgroup. */
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
     const uint32_t rows = shared_address(shared) + warpgroup % ROW_WARPGROUPS * (64 * SUB_M * BLOCK_K);
@@ -632,8 +764,9 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
     for (;;) {
         wait_for_stage(shared, &m.place);
         const tile_slot tile = *(const tile_slot *)(shared + SLOT_AT + m.place.stage * TILE_SLOT_BYTES);
-        const int k_blocks = uniform(tile.k_blocks);
-        if (k_blocks < 0) break;
+        const int work = uniform(tile.work); /* one shuffle: after a second one the compiler trusts none */
+        if (work < 0) break;
+        const int k_blocks = slot_k_blocks(work);
         float sums[SUBS][CHUNK_REGISTERS];
 #pragma unroll
         for (int sub = 0; sub < SUBS; sub++)
@@ -662,7 +795,12 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
 #if K_SPLIT > 1
         reduce_tile(sums, shared, warpgroup);
 #endif
-        if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
+#if SPLITS
+        add_parts(sums, shared, warpgroup, slot_parts(work), &m);
+        if (slot_leaves(work)) leave_part(p, sums, warpgroup);
+        if (!slot_leaves(work)) /* no else: with one the loop's stage is no longer in a uniform register */
+#endif
+            if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
     }
 #if THROUGH_SHARED
     if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
@@ -718,6 +856,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             copy_tiles(&p, shared, warp, rank);
         } else {
             griddepcontrol_wait();
+#if SPLITS
+            if (warp == COPYING_WARPS) announce_part(&p);
+#endif
         }
     } else {
 #if MATH_WARPGROUPS == 4

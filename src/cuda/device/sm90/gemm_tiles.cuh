@@ -4,6 +4,7 @@
 
 #include "common/ptx.cuh"
 #include "sm90/gemm_params.h"
+#include "sm90/gemm_split.h"
 
 #define GROUPED_M 1 /* rows of A in groups, each with its own B */
 #define GROUPED_K 2 /* the reduction in groups, each with its own D */
@@ -25,15 +26,35 @@ typedef struct tile_work {
     int column;
     int k_block, k_blocks; /* the first, as scales count them, and how many */
     int group;
+    int parts; /* how many other blocks have parts of it; PARTS_LEAVE: this is such a part, and the first is another's
+                */
 } tile_work;
 
+#define PARTS_LEAVE 32 /* more than there ever are (gemm_split.h) */
 #define TILE_SLOT_BYTES 16
 
 /* What the multiplying warps are told of a tile. */
 typedef struct __align__(16) tile_slot {
     int row, column, row_end; /* of D */
-    int k_blocks;             /* -1: there are no more tiles */
+    int work;                 /* slot_work's; -1: there are no more tiles */
 } tile_slot;
+
+/* k_blocks and parts of a tile in one number. */
+DW_DEVICE int slot_work(int k_blocks, int parts) {
+    return k_blocks | parts << 25;
+}
+
+DW_DEVICE int slot_k_blocks(int work) {
+    return work & 0x1FFFFFF;
+}
+
+DW_DEVICE int slot_parts(int work) {
+    return work >> 25 & 31;
+}
+
+DW_DEVICE bool slot_leaves(int work) {
+    return work >> 30;
+}
 
 /* The compiler takes what comes out of a shuffle for the same in all threads of a warp, which lets it keep what depends
  * on it in uniform registers: the descriptors of the products, above all. */
