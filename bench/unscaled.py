@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes as c
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,7 @@ class LaunchConfig(c.Structure):
     )
 
 
+WORKSPACE_BYTES = 32 << 20  # DW_GEMM_WORKSPACE_MAX, more than any of these kernels needs
 MAX_DYNAMIC_SHARED = 8  # the driver's numbers, as in src/cuda/host/driver_api.h
 CLUSTER_DIMENSION, PROGRAMMATIC_SERIALIZATION = 4, 6
 TENSOR_UINT8, TENSOR_FLOAT32, TENSOR_BFLOAT16 = 0, 7, 9
@@ -197,6 +199,7 @@ class Kernel:
         self.cluster = 1 if self.shares == "0" else 2
         self.shared_bytes = shared_bytes(row_of(variant))
         self.module, self.function = c.c_void_p(), c.c_void_p()
+        self.workspace: torch.Tensor | None = None
         self._check("cuModuleLoadData", c.byref(self.module), code)
         self._check("cuModuleGetFunction", c.byref(self.function), self.module, f"unscaled_{variant}".encode())
         self._check("cuFuncSetAttribute", self.function, c.c_int(MAX_DYNAMIC_SHARED), c.c_int(self.shared_bytes))
@@ -252,6 +255,9 @@ class Kernel:
         p.out, p.out_ld = out.data_ptr(), out.stride(0)
         p.m, p.n, p.k, p.groups = m, n, k, groups
         p.ends = None if ends is None else ends.data_ptr()
+        if self.workspace is None:  # of calls that follow each other
+            self.workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=a.device)
+        p.workspace, p.ticket = self.workspace.data_ptr(), secrets.randbits(63) << 1 | 1
         p.band = {128: 16, 192: 4}.get(tile_m, 8)  # dw_gemm_sm90_band
         down = -(-m // (tile_m * (2 if self.shares == "B" else 1)))
         across = -(-n // (tile_n * (2 if self.shares == "A" else 1)))

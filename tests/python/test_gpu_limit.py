@@ -130,11 +130,16 @@ def test_a_launch_is_the_librarys(
     ]
     attributes = {6: (1, 0, 0)} | ({4: (2, 1, 1)} if cluster > 1 else {})
     assert driver.launches == [((grid, 1, 1), (threads, 1, 1), driver.shared, 77, attributes)]
+    ticket = driver.params.pop("ticket")
+    assert ticket
+    assert kernel.workspace is not None
     assert driver.params == {
         **{"b_scale": b_scales.data_ptr(), "b_scale_row_step": 4, "b_scale_k_step": 1},
-        **{"out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None},
+        **{"out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None, "workspace": kernel.workspace.data_ptr()},
         **{"groups": 1, "m": m, "n": n, "k": k, "band": band, "accumulate": 0},
     }
+    kernel.product(a, a_scales, b, b_scales, out, 20, lambda: 77)()
+    assert driver.params["ticket"] != ticket
 
 
 @pytest.mark.parametrize(
