@@ -27,7 +27,7 @@ SETTLE_S = 0.25  # under load before the window: power has found its clock
 WINDOW_S = 0.5
 MOST_WINDOWS = 10  # until NVML has answered often enough
 GRAPH_MS = 25.0  # of a graph under load, so that what lies between two of them does not count
-# The tensor core's sums hold integers up to 2^13 whatever it drops, so these are exact. Tiles of 128x256 are split here.
+# The tensor core's sums hold integers up to 2^13 whatever it drops, so these are exact. Some tiles are split.
 CHECKED = (4000, 2056, 1552)
 LARGEST = 2
 

@@ -23,12 +23,14 @@ from bench import common
 
 COLUMNS = (
     *("TILE_M", "TILE_N", "CHUNK_N", "MATH_WARPGROUPS", "K_SPLIT", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR"),
-    *("OUT_F32", "STORE_BUFFERS", "GROUPED"),
+    *("OUT_F32", "STORE_BUFFERS", "GROUPED", "SPLITS"),
 )
 ROWS = "gemm_{}_e4m3_f32_1x128_128x128_bf16__sm90_{}"
 # The row of the table of kernels that each is: of dense products, large and of few rows, and of groups along M.
-VARIANTS = {tile: ROWS.format("nt", tile) for tile in ("192x128_pair", "192x128", "128x256", "128x256_pair", "128x128")}
-GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in ("128x256", "128x192", "256x128_pair")}
+TILES = ("192x128_pair_split", "192x128_split", "128x256", "128x256_pair_split", "128x128")
+GROUPED_TILES = ("128x256", "128x256_split", "128x192", "256x128_pair_split")
+VARIANTS = {tile: ROWS.format("nt", tile) for tile in TILES}
+GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in GROUPED_TILES}
 VARIANTS |= GROUPED
 RELEASE = "13."  # of the compiler, as for the library itself
 BLOCK = 128
@@ -255,10 +257,11 @@ class Kernel:
         p.out, p.out_ld = out.data_ptr(), out.stride(0)
         p.m, p.n, p.k, p.groups = m, n, k, groups
         p.ends = None if ends is None else ends.data_ptr()
-        if self.workspace is None:  # of calls that follow each other
-            self.workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=a.device)
-        p.workspace, p.ticket = self.workspace.data_ptr(), secrets.randbits(63) << 1 | 1
-        p.band = {128: 16, 192: 4}.get(tile_m, 8)  # dw_gemm_sm90_band
+        if self.row["SPLITS"]:
+            if self.workspace is None:  # of calls that follow each other
+                self.workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=a.device)
+            p.workspace, p.ticket = self.workspace.data_ptr(), secrets.randbits(63) << 1 | 1
+        p.band = 16 if tile_m == 128 or (tile_m == 192 and self.cluster > 1) else 8  # dw_gemm_sm90_band
         down = -(-m // (tile_m * (2 if self.shares == "B" else 1)))
         across = -(-n // (tile_n * (2 if self.shares == "A" else 1)))
         tiles = multiprocessors if ends is not None else down * across  # the device knows the groups' sizes

@@ -116,7 +116,7 @@ dw_gemm_form dw_gemm_scaled_form(size_t index) {
                           .out_f32 = row->out_f32,
                           .scale_f32 = row->scale_f32,
                           .b_vector = row->b_vector,
-                          .splits = dw_gemm_sm90_splits(row),
+                          .splits = row->splits,
                           .worst = worst,
                           .in_norm = in_norm,
                           .draw = draw,

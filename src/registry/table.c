@@ -63,7 +63,7 @@ enum {
 #define GROUPS_M ", rows in groups"
 #define GROUPS_K ", reduction in groups"
 #define CUDA_GEMM(name_, tile_m, tile_n, chunk_n, warpgroups, k_split, stages, multicast, scale_f32, b_vector,         \
-                  out_f32, store_buffers, grouped)                                                                     \
+                  out_f32, store_buffers, grouped, splits)                                                             \
     {.info = {.name = #name_,                                                                                          \
               .target = "sm90",                                                                                        \
               .operation = DW_OP_GEMM,                                                                                 \

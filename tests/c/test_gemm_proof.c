@@ -186,7 +186,7 @@ static void right_kernels_pass(void **state) {
     for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
         dw_selftest_result result;
         const bool few = i % 6 != test_seed % 6;
-        const int split = dw_gemm_sm90_splits(dw_gemm_sm90_get(i)) ? (few ? 1 : 2) : 0; /* cases with split tiles */
+        const int split = dw_gemm_sm90_get(i)->splits ? (few ? 1 : 2) : 0; /* cases with split tiles */
         split_launches = 0;
         if (selftest(i, few, &result) != DW_OK) fail_msg("%s: %s", dw_gemm_sm90_get(i)->name, result.first_mismatch);
         assert_int_equal(result.cases, (few ? 2 : 16) + split);

@@ -145,7 +145,7 @@ static void workspaces_follow_the_tiles(void **state) {
         const dw_gemm_sm90_shape over = shape_of_tiles(row, 2 * H100_MULTIPROCESSORS + 12);
         const dw_gemm_sm90_shape few = shape_of_tiles(row, 36);
         const size_t bytes = H100_MULTIPROCESSORS * (size_t)DW_GEMM_PART_BYTES(row->tile_m, row->tile_n);
-        const bool splits = dw_gemm_sm90_splits(row), grouped = row->grouping != DW_GEMM_GROUPED_NONE;
+        const bool splits = row->splits, grouped = row->grouping != DW_GEMM_GROUPED_NONE;
         splitting += splits;
         assert_int_equal(dw_gemm_sm90_workspace(row, &over, H100_MULTIPROCESSORS), splits ? bytes : 0);
         /* Of a pair, none for the multiprocessor that is left over. */
@@ -167,19 +167,19 @@ static const dw_gemm_sm90_row *row_named(const char *name) {
     return NULL;
 }
 
-/* 18 x 8 tiles: 12 more than multiprocessors, or two waves of 72; and with a reduction too short to be split. */
+/* 12 x 12 tiles: 12 more than multiprocessors, or two waves of 72; and with a reduction too short to be split. */
 static void workspaces_in_figures(void **state) {
     (void)state;
-    const dw_gemm_sm90_row *row = row_named("gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_128x256");
-    dw_gemm_sm90_shape shape = {.m = 2304, .n = 2048, .k = 1536, .groups = 1, .scale_f32 = true};
-    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (128 * 256 * 4 + 8));
+    const dw_gemm_sm90_row *row = row_named("gemm_nt_e4m3_f32_1x128_128x128_bf16__sm90_192x128_split");
+    dw_gemm_sm90_shape shape = {.m = 2304, .n = 1536, .k = 1536, .groups = 1, .scale_f32 = true};
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (192 * 128 * 4 + 8));
     assert_int_equal(dw_gemm_sm90_workspace(row, &shape, 72), 0);
     shape.k = 512;
     assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 0);
-    row = row_named("gemm_grouped_m_e4m3_f32_1x128_128x128_bf16__sm90_128x192");
+    row = row_named("gemm_grouped_m_e4m3_f32_1x128_128x128_bf16__sm90_128x256_split");
     shape.grouping = DW_GEMM_GROUPED_M;
     shape.groups = 16;
-    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (128 * 192 * 4 + 8));
+    assert_int_equal(dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS), 132 * (128 * 256 * 4 + 8));
 }
 
 static dw_gemm_args arguments(dw_dtype scale, dw_gemm_scaling b, dw_scale_layout layout, dw_dtype d) {

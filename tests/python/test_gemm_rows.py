@@ -14,7 +14,7 @@ SOURCES = ROOT / "build/release/device/sm90"
 COLUMNS = {
     "CUDA_GEMM": (
         *("TILE_M", "TILE_N", "CHUNK_N", "MATH_WARPGROUPS", "K_SPLIT", "STAGES", "MULTICAST", "SCALE_F32", "B_VECTOR"),
-        *("OUT_F32", "STORE_BUFFERS", "GROUPED"),
+        *("OUT_F32", "STORE_BUFFERS", "GROUPED", "SPLITS"),
     ),
     "CUDA_GEMM_BF16": ("GROUPED", "B_ACROSS", "MULTICAST", "OUT_F32"),
 }
@@ -37,6 +37,7 @@ def test_names_tell_the_formats_and_the_tile() -> None:
         out = "f32" if row["OUT_F32"] == "1" else "bf16"
         form = {"NONE": "nt", "M": "grouped_m", "K": "grouped_k"}[row["GROUPED"]]
         tile = f"{row['TILE_M']}x{row['TILE_N']}" + ("_pair" if row["MULTICAST"] != "0" else "")
+        tile += "_split" if row["SPLITS"] == "1" else ""
         assert name == f"gemm_{form}_e4m3_{scale}_1x128_{b_block}_{out}__sm90_{tile}"
 
 

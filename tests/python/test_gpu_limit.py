@@ -106,9 +106,9 @@ class _Driver:
 @pytest.mark.parametrize(
     ("variant", "boxes", "grid", "threads", "band", "cluster"),
     [
-        ("192x128_pair", (96, 128), 20, 512, 4, 2),  # 3 x 4 tiles of 192 x 256 fit on 10 pairs of multiprocessors
+        ("192x128_pair_split", (96, 128), 20, 512, 16, 2),  # 3 x 4 tiles of 192 x 256 on 10 pairs of blocks
         ("128x256", (128, 256), 16, 384, 16, 1),  # 4 x 4 tiles of 128 x 256
-        ("128x256_pair", (128, 128), 16, 384, 16, 2),  # 2 x 4 tiles of 256 x 256
+        ("128x256_pair_split", (128, 128), 16, 384, 16, 2),  # 2 x 4 tiles of 256 x 256
         ("128x128", (128, 128), 20, 384, 16, 1),  # 4 x 8 tiles of 128 x 128 for 20 multiprocessors
     ],
 )
@@ -131,20 +131,22 @@ def test_a_launch_is_the_librarys(
     attributes = {6: (1, 0, 0)} | ({4: (2, 1, 1)} if cluster > 1 else {})
     assert driver.launches == [((grid, 1, 1), (threads, 1, 1), driver.shared, 77, attributes)]
     ticket = driver.params.pop("ticket")
-    assert ticket
-    assert kernel.workspace is not None
+    splits = variant.endswith("_split")
+    assert (ticket != 0) == splits
+    assert (kernel.workspace is not None) == splits
+    workspace = None if kernel.workspace is None else kernel.workspace.data_ptr()
     assert driver.params == {
         **{"b_scale": b_scales.data_ptr(), "b_scale_row_step": 4, "b_scale_k_step": 1},
-        **{"out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None, "workspace": kernel.workspace.data_ptr()},
+        **{"out": out.data_ptr(), "out_ld": n, "bias": None, "ends": None, "workspace": workspace},
         **{"groups": 1, "m": m, "n": n, "k": k, "band": band, "accumulate": 0},
     }
     kernel.product(a, a_scales, b, b_scales, out, 20, lambda: 77)()
-    assert driver.params["ticket"] != ticket
+    assert (driver.params["ticket"] != ticket) == splits
 
 
 @pytest.mark.parametrize(
     ("variant", "boxes", "scale_rows", "threads", "band", "cluster"),
-    [("grouped_128x256", (128, 256), 132, 384, 16, 1), ("grouped_256x128_pair", (128, 128), 132, 384, 8, 2)],
+    [("grouped_128x256", (128, 256), 132, 384, 16, 1), ("grouped_256x128_pair_split", (128, 128), 132, 384, 8, 2)],
 )
 def test_a_launch_of_groups_is_the_librarys(
     variant: str, boxes: tuple[int, int], scale_rows: int, threads: int, band: int, cluster: int

@@ -23,7 +23,7 @@
 #define MULTICAST_B DW_GEMM_SHARES_B
 
 #define CUDA_GEMM(name_, tile_m_, tile_n_, chunk_n_, warpgroups_, k_split_, stages_, multicast_, scale_f32_,           \
-                  b_vector_, out_f32_, store_buffers_, grouped_)                                                       \
+                  b_vector_, out_f32_, store_buffers_, grouped_, splits_)                                              \
     {.name = #name_,                                                                                                   \
      .tile_m = tile_m_,                                                                                                \
      .tile_n = tile_n_,                                                                                                \
@@ -36,7 +36,8 @@
      .b_vector = b_vector_,                                                                                            \
      .out_f32 = out_f32_,                                                                                              \
      .store_buffers = store_buffers_,                                                                                  \
-     .grouping = DW_GEMM_GROUPED_##grouped_},
+     .grouping = DW_GEMM_GROUPED_##grouped_,                                                                           \
+     .splits = splits_},
 static const dw_gemm_sm90_row rows[] = {
 #include "registry/kernels.inc"
 };
@@ -90,16 +91,10 @@ static int64_t span_n(const dw_gemm_sm90_row *row) {
     return row->tile_n * (row->multicast == DW_GEMM_SHARES_A ? 2 : 1);
 }
 
-/* As SPLITS in the kernels' source. */
-bool dw_gemm_sm90_splits(const dw_gemm_sm90_row *row) {
-    return row->k_split == 1 && row->grouping != DW_GEMM_GROUPED_K && !row->b_vector && !row->out_f32 &&
-           row->store_buffers > 0 && row->tile_m * row->tile_n >= DW_GEMM_LEAST_SPLIT;
-}
-
 /* Of these tiles, how many are not split. */
 static double whole_tiles(const dw_gemm_sm90_row *row, double tiles, int64_t k, int64_t workers) {
     const int64_t k_blocks = ceil_div(k, BLOCK);
-    if (!dw_gemm_sm90_splits(row) || tiles > INT32_MAX || k_blocks > INT32_MAX || workers < 1) return tiles;
+    if (!row->splits || tiles > INT32_MAX || k_blocks > INT32_MAX || workers < 1) return tiles;
     return dw_gemm_whole_tiles((int)tiles, (int)workers, (int)k_blocks);
 }
 
@@ -107,12 +102,12 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
     const int64_t workers = multiprocessors / cluster_of(row);
     const double tiles = (double)ceil_div(shape->m, span_m(row)) * (double)ceil_div(shape->n, span_n(row));
     const bool dense = shape->grouping == DW_GEMM_GROUPED_NONE;
-    if (!dw_gemm_sm90_splits(row) || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles)) return 0;
+    if (!row->splits || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles)) return 0;
     return (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
 }
 
-/* Cycles, up to a factor that all rows share, from what was measured on an H100 (2026-11-23; groups and what a pair's
- * tile costs besides, 2026-11-28; docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a
+/* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 and 2026-11-28;
+ * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a
  * cycle) each form reaches, what writing a tile and starting the next one cost, the bytes a multiprocessor gets from
  * the L2 cache in a cycle, and all of them from memory. What is smaller than 128x256 and 192x128 is there for products
  * of few rows, but for 128x192, which is for groups. */
@@ -144,7 +139,7 @@ static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share_of_peak(row);
     double copies = (a_rows + b_rows) * k / L2_BYTES;
-    return (products > copies ? products : copies) + written;
+    return (products > copies ? products : copies) + written + (row->splits ? 200 : 0);
 }
 
 static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors) {
@@ -156,9 +151,15 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
                       : (double)ceil_div(s->m, span_m(row));
     double tiles = groups * (down < 1 ? 1 : down) * (double)ceil_div(s->n, span_n(row));
     int64_t slots = multiprocessors / cluster_of(row);
-    double count = ceil(tiles), whole = whole_tiles(row, count, (int64_t)k, slots);
-    double waves = whole < count ? count / (double)slots : ceil(count / (double)(slots > 0 ? slots : 1));
-    double cycles = waves * tile_cycles(row, k) + (whole < count ? SPLIT_CYCLES : 0);
+    double waves = ceil(tiles) / (double)(slots > 0 ? slots : 1);
+    bool parts = whole_tiles(row, ceil(tiles), (int64_t)k, slots) < ceil(tiles);
+    if (s->groups > 1 && s->grouping == DW_GEMM_GROUPED_M) { /* half a wave is idle on average, or split */
+        parts = row->splits && k >= 2 * DW_GEMM_LEAST_PART * BLOCK;
+        waves += parts ? 0 : 0.5;
+    } else if (!parts) {
+        waves = ceil(waves);
+    }
+    double cycles = waves * tile_cycles(row, k) + (parts ? SPLIT_CYCLES : 0);
     double memory = groups * (m * k + (double)s->n * k) / MEMORY_BYTES;
     return cycles > memory ? cycles : memory + 1e-3 * row->tile_m * row->tile_n; /* many small tiles keep memory busy */
 }
@@ -168,7 +169,8 @@ int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
 }
 
 int dw_gemm_sm90_band(const dw_gemm_sm90_row *row) {
-    return row->tile_m == 128 ? 16 : row->tile_m == 192 ? 4 : 8; /* measured; see walk_to */
+    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING; /* all measured; see walk_to */
+    return row->tile_m == 128 || (row->tile_m == 192 && pair) ? 16 : row->tile_m == 192 && !row->splits ? 4 : 8;
 }
 
 bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape) {

@@ -34,6 +34,7 @@ typedef struct dw_gemm_sm90_row {
     bool scale_f32, b_vector, out_f32;
     int store_buffers;
     dw_gemm_grouping grouping;
+    bool splits; /* tiles that fill no wave along the reduction */
 } dw_gemm_sm90_row;
 
 /* Which kernel, and how many rows of its tiles are walked together. */
@@ -52,9 +53,6 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row);
 bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
 int dw_gemm_sm90_band(const dw_gemm_sm90_row *row);
 int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
-
-/* Whether the kernel can split tiles along the reduction. */
-bool dw_gemm_sm90_splits(const dw_gemm_sm90_row *row);
 
 /* Bytes of workspace with which the kernel shares out what does not fill a wave of its tiles (gemm_params.h); 0 where
  * it does not split tiles, or none of this shape. Of groups only the device knows, so that any shape needs it. Pure. */

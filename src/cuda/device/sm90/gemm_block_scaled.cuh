@@ -30,11 +30,13 @@
  * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4, or 3 of a chunk of 192 columns; 0:
  *                  from registers
  * GROUPED          0, GROUPED_M or GROUPED_K
- * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
- *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
- *                  operands, and the library has no such kernel: bench/unscaled.py compiles it, to measure what adding
- *                  up costs
- * KERNEL           the name */
+ * SPLITS           1: tiles that do not fill a wave are split along their reduction (gemm_split.h), where the host
+ * gives a workspace. Whoever has the first part of a tile finishes it; the others leave their sums there. Only with
+ * K_SPLIT 1, groups along M or none, square blocks of B, and D through shared memory. A tile costs 1 to 2% of 2048
+ * steps more in kernels that can, whether any is split or not ADD_UP           1 unless set. 0: the tensor core adds up
+ * the whole reduction in its own registers, in about 14 bits, and no scales are applied; all that is copied and written
+ * stays the same. No product of block-scaled operands, and the library has no such kernel: bench/unscaled.py compiles
+ * it, to measure what adding up costs KERNEL           the name */
 #include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
 #include "sm90/wgmma.cuh"
@@ -86,12 +88,7 @@
 #define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
 #define SHARED_BYTES (SCALE_BARRIER_AT + 2 * 16)
 
-/* Tiles that do not fill a wave may be split along their reduction, where the host gives a workspace. Whoever has the
- * first part of a tile finishes it; the others leave their sums there, which come back to it through places of the
- * ring, PART_REGISTERS of each thread in each. Not smaller tiles: of those a wave is soon over, and products of few
- * rows were 3 to 25% slower. */
-#define SPLITS                                                                                                         \
-    (K_SPLIT == 1 && GROUPED != GROUPED_K && !B_VECTOR && THROUGH_SHARED && TILE_M * TILE_N >= DW_GEMM_LEAST_SPLIT)
+/* Parts of tiles that are split come back through places of the ring, PART_REGISTERS of each thread in each. */
 #define PART_FITS(registers)                                                                                           \
     (ROW_WARPGROUPS * WARPGROUP * 4 * (registers) <= STAGE_BYTES && CHUNK_REGISTERS % (registers) == 0)
 #define PART_REGISTERS (PART_FITS(32) ? 32 : PART_FITS(16) ? 16 : 8)
@@ -105,6 +102,10 @@
 
 #if STAGES % K_SPLIT != 0
 #error "a stage must belong to one of the warpgroups that take turns"
+#endif
+
+#if SPLITS && (K_SPLIT > 1 || GROUPED == GROUPED_K || B_VECTOR || !THROUGH_SHARED)
+#error "such a kernel splits no tiles"
 #endif
 
 #if A_SCALE_PARTS > 1 && A_SCALE_PARTS != ROW_WARPGROUPS

@@ -15,9 +15,6 @@
  * parts: more than a worker's share each only where few workers have a short wave. */
 #define DW_GEMM_LEAST_PART 6
 
-/* The smallest tile that is split, in elements. */
-#define DW_GEMM_LEAST_SPLIT (128 * 192)
-
 /* Workspace of a block: the FP32 sums of its part of a split tile, and the ticket that says that they are there. All
  * blocks' sums come first, then all tickets. */
 #define DW_GEMM_PART_BYTES(tile_m, tile_n) ((tile_m) * (tile_n) * 4 + 8)
