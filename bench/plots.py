@@ -41,6 +41,7 @@ PEER_NAMES = {
     "grouped_mm": "grouped_mm",
     "grouped_mm_compile": "grouped_mm, compiled",
 }
+MACHINES = {"cpu": "processor", "h100": "H100", "h200": "H200"}
 # (gpu, benchmark, pattern of the case): what the README's short table shows.
 HEADLINES = (
     ("cpu", "cpu_quantize", r"quantize row 1x32, 1 thread"),
@@ -48,9 +49,9 @@ HEADLINES = (
     ("cpu", "convert", r".*"),
     ("h100", "step_dense", r"Llama 8B width, .*"),
     ("h100", "linear", r"8192 x \d+ x \d+"),
-    ("h100", "gemm", r"8192 x \d+ x \d+"),
+    ("h200", "gemm", r"8192 x \d+ x \d+"),
     ("h100", "gemm_wgrad", r"8192 x \d+ x \d+"),
-    ("h100", "grouped", r".*8 experts.*"),
+    ("h200", "grouped", r".*8 experts.*"),
     ("h100", "quantize", r"BF16 to E4M3 (row|both) 1x128, 16384x4096"),
     ("h100", "fused", r".*16384x14336"),
 )
@@ -126,12 +127,13 @@ def headlines(documents: dict[Path, dict[str, Any]]) -> list[str]:
             )
             against += [(PEER_NAMES[name], row["peers"][name]) for name in common.PEERS if name in row["peers"]]
             compared = ", ".join(f"{comparison(row, other)} {name}" for name, other in against)
-            lines.append(f"| {row['case']} | {row['metric']} | {number(row['deepwell'], row['unit'])} | {compared} |")
+            figure = number(row["deepwell"], row["unit"])
+            lines.append(f"| {MACHINES[gpu]} | {row['case']} | {row['metric']} | {figure} | {compared} |")
             if (text := provenance(document)) not in sources:
                 sources.append(text)
     if not lines:
         return []
-    return ["| case | metric | Deepwell | speed relative to |", "|---|---|---|---|", *lines, "", *sources, ""]
+    return ["| on | case | metric | Deepwell | speed relative to |", "|---|---|---|---|---|", *lines, "", *sources, ""]
 
 
 def block(name: str, page: Path, documents: dict[Path, dict[str, Any]]) -> str:
