@@ -155,11 +155,17 @@ static dw_status measure(const tuning *t, const product *p, const places *at, co
             .a = a, .b = b, .d = d, .workspace = base + at->flush, .workspace_bytes = (size_t)at->flush_bytes};
         return dw_gemm_tune(t->context, &args, scratch->stream, tuned);
     }
-    dw_grouped_gemm_args args = {
-        .a = a, .b = b, .d = d, .ends = (const int32_t *)(base + at->ends), .groups = t->groups, .axis = p->axis};
+    dw_grouped_gemm_args args = {.a = a,
+                                 .b = b,
+                                 .d = d,
+                                 .ends = (const int32_t *)(base + at->ends),
+                                 .groups = t->groups,
+                                 .axis = p->axis,
+                                 .workspace = base + at->flush,
+                                 .workspace_bytes = (size_t)at->flush_bytes};
     dw_tensor *stack = p->axis == DW_GROUP_M ? &args.b.data : &args.d;
     *stack = stack_of(*stack, t->groups);
-    return dw_grouped_gemm_tune(t->context, &args, base + at->flush, (size_t)at->flush_bytes, scratch->stream, tuned);
+    return dw_grouped_gemm_tune(t->context, &args, scratch->stream, tuned);
 }
 
 static dw_status tune(const tuning *t, const product *p, dw_gemm_tuned *tuned) {

@@ -96,16 +96,19 @@ typedef struct dw_gemm_args {
     dw_tensor bias;
     bool accumulate;        /* adds into D: to a BF16 D what the sums round to */
     bool fast_accumulation; /* FP8 on Hopper with TENSOR scales: sums stay in the tensor core's 14 bits; faster */
-    void *workspace;        /* device memory, 256-byte aligned; may be NULL when workspace_bytes is 0 */
-    size_t workspace_bytes; /* at least what dw_gemm_workspace_size says; OWN does with none, up to 3% slower */
+    /* Device memory, 256-byte aligned, whatever is in it; may be NULL when workspace_bytes is 0. CUBLASLT fails with
+     * less than dw_gemm_workspace_size says; OWN then takes a kernel that does without, a few percent slower. No other
+     * call that may run at the same time may be given the same: sums could be wrong, or the GPU hang. */
+    void *workspace;
+    size_t workspace_bytes;
     dw_gemm_backend backend;
 } dw_gemm_args;
 
 /* No plan asks for more than this, besides the decoded scales. */
 #define DW_GEMM_WORKSPACE_MAX ((size_t)32 << 20)
 
-/* Bytes of workspace dw_gemm needs for these arguments. Data pointers may be NULL (their alignment is then taken as
- * that of fresh memory, 256 bytes); everything else must be as in the call. Errors as dw_gemm. */
+/* Bytes of workspace of which dw_gemm makes use for these arguments. Data pointers may be NULL (their alignment is then
+ * taken as that of fresh memory, 256 bytes); everything else must be as in the call. Errors as dw_gemm. */
 DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream` (a CUstream; NULL is the default stream) of the device the tensors are on:
@@ -117,7 +120,8 @@ DW_API dw_status dw_gemm_workspace_size(dw_context *context, const dw_gemm_args 
  * - The same with block scales on Blackwell, 1X32 by 1X32: 10.0 or later; cuBLASLt 12.8 or later.
  *
  * FP8 needs K a multiple of 16, and N times the bytes of D's type a multiple of 16.
- * Products of decoded elements, FP32 sums, reductions split only in FP32; D is rounded once, a BF16 D that was added to
+ * Products of decoded elements, FP32 sums, reductions split only in FP32, which depends on the sizes, the GPU and
+ * whether the workspace is enough (the same of them: the same bits); D is rounded once, a BF16 D that was added to
  * twice. An empty M or N is a success that does nothing; K = 0 without bias clears D, or leaves it when accumulating. D
  * may overlap nothing else.
  *
@@ -165,23 +169,26 @@ typedef struct dw_grouped_gemm_args {
     int64_t groups; /* G */
     dw_group_axis axis;
     bool accumulate; /* adds into d; a BF16 d is added to what the sums round to, and rounded again */
-    /* Device memory, 256-byte aligned, whatever is in it, for no other call that may run at the same time; NULL with 0
-     * bytes for none. With dw_grouped_gemm_workspace_size bytes what does not fill a wave of tiles is shared out: up to
-     * 3% faster. */
+    /* Device memory, 256-byte aligned, whatever is in it; NULL with 0 bytes for none. With
+     * dw_grouped_gemm_workspace_size bytes what does not fill a wave of tiles is shared out, for a few percent. No
+     * other call that may run at the same time may be given the same: sums could be wrong, or the GPU hang. */
     void *workspace;
     size_t workspace_bytes;
 } dw_grouped_gemm_args;
 
-/* Bytes of workspace of which a call with these arguments makes use: 0 for bf16, which is not looked at further; up to
- * 18 MB for GROUP_M of e4m3. Errors otherwise as dw_grouped_gemm's. */
+/* Bytes of workspace of which a call with these arguments, addresses too, makes use: 0 for bf16, which is not looked at
+ * further; up to 18 MB for GROUP_M of e4m3. Like the call it tests a kernel at its first use. Errors otherwise as
+ * dw_grouped_gemm's. */
 DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream`. Can be captured in a CUDA graph once the same call has been made outside of one. Never waits
  * for the device but at a kernel's first use on a GPU, which is tested there, in a stream of its own; one that fails is
  * left out, with a warning, and nothing but the library's own kernels takes its place. With the same sizes of groups
- * and the same workspace twice the same bits, whatever is in it; which tiles are split, and so how sums round, depends
- * on the sizes of all groups. Errors: INVALID_ARGUMENT (a misaligned workspace too), UNSUPPORTED (not a Hopper GPU, no
- * driver, formats, or every kernel of these formats failed its self-test on that GPU), DEVICE. */
+ * and workspace twice the same bits, whatever is in it; which tiles are split, and so how sums round, depends on the
+ * sizes of all groups: one expert's results may differ in their last bits with another's number of rows.
+ *
+ * Errors: INVALID_ARGUMENT (a misaligned workspace too, but of bf16, which has no use for one), UNSUPPORTED (not a
+ * Hopper GPU, no driver, formats, or every kernel of these formats failed its self-test on that GPU), DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 
 /* ---- tuning: which of the library's own Hopper kernels is the fastest for a shape ---- */
@@ -201,16 +208,17 @@ typedef struct dw_gemm_tuned {
  * a warning and replaced. DEEPWELL_TUNING in the environment: off to use no file and refuse to tune, or an absolute
  * path of another folder. A kernel whose reduction is split may round differently in the last bits.
  *
- * A measurement: it waits for the stream, so it can't be captured in a graph; tens of products run. `d` and `workspace`
- * are overwritten. Before every product the workspace is written; give it the size of the L2 cache
+ * A measurement: it waits for the stream, so it can't be captured in a graph; tens of products run. `d` and the
+ * arguments' workspace are overwritten. Before every product the workspace is written; give it the size of the L2 cache
  * (dw_cuda_device_info) so that operands come from memory, as in training; without one they come from wherever they
- * are. Groups are measured as `ends` has them. A choice that shapes alone suggest stays unless another is faster by one
+ * are, and no tile is split. A kernel that won with a workspace is not taken for calls that give less than it wants.
+ * Groups are measured as `ends` has them. A choice that shapes alone suggest stays unless another is faster by one
  * percent. Errors: those of dw_gemm, UNSUPPORTED for what the own kernels do not serve, for groups of bf16, whose
  * kernels are chosen by shape, or when tuning is off, INVALID_ARGUMENT for a DEEPWELL_TUNING that is nonsense,
  * OUT_OF_MEMORY when more shapes were tuned than are kept (1536 on each device). */
 DW_API dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned);
-DW_API dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
-                                      size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned);
+DW_API dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *stream,
+                                      dw_gemm_tuned *tuned);
 
 /* Version of the cuBLASLt in use, 10000 * major + 100 * minor + patch, and the file it came from (static storage);
  * either result may be NULL. Errors: UNSUPPORTED when there is none. */

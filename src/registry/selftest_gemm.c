@@ -218,8 +218,9 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
     const dw_dtype type = on->form.out_f32 ? DW_F32 : DW_BF16;
     const int grouping = on->form.grouping;
     void *stream = on->device->stream;
-    const size_t used = (on->used + 255) / 256 * 256; /* what follows is the product's own */
-    void *rest = (char *)on->device->workspace + used;
+    const uintptr_t begin = (uintptr_t)on->device->workspace, rest_at = (begin + on->used + 255) / 256 * 256;
+    void *rest = (void *)rest_at; /* what follows is the product's own */
+    const size_t rest_bytes = begin + WORKSPACE > rest_at ? begin + WORKSPACE - rest_at : 0;
     DW_TRY(dw_cuda_check(driver, driver->copy_to_device(there, on->before, on->used, stream), "cuMemcpyHtoDAsync",
                          "self-test on device %d", on->device->id));
     dw_status status;
@@ -229,7 +230,7 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
                              .d = dw_gemm_bench_view(on, d->memory, type, d->rows, d->cols, d->ld),
                              .accumulate = c->accumulate,
                              .workspace = rest,
-                             .workspace_bytes = WORKSPACE - used,
+                             .workspace_bytes = rest_bytes,
                              .backend = DW_GEMM_OWN};
         if (bias) {
             args.bias = dw_gemm_bench_view(on, bias, DW_BF16, c->n, 1, 1);
@@ -248,7 +249,7 @@ static dw_status run_on_device(dw_gemm_bench *on, const dw_gemm_case *c, const d
             .axis = along_m ? DW_GROUP_M : DW_GROUP_K,
             .accumulate = c->accumulate,
             .workspace = rest,
-            .workspace_bytes = WORKSPACE - used};
+            .workspace_bytes = rest_bytes};
         status = on->form.grouped(on->form.index, c->multiprocessors, &args, stream);
     }
     if (status != DW_OK) return status;

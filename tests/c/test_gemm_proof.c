@@ -328,7 +328,7 @@ static void failing_kernels_make_way(void **state) {
     assert_true(count_of(DENSE_TO_F32) > 1);
     const dw_gemm_sm90_shape shape = {.m = 256, .n = 256, .k = 256, .groups = 1, .scale_f32 = true, .out_f32 = true};
     const int multiprocessors = 16000; /* the stand-in's */
-    int first = dw_gemm_sm90_choose(&shape, multiprocessors, dw_gemm_proofs(0));
+    int first = dw_gemm_sm90_choose(&shape, multiprocessors, 0, dw_gemm_proofs(0));
     present = ONE_MORE;
     faulty = dw_gemm_sm90_get((size_t)first)->name;
     for (int i = 0; i < 2; i++) {
@@ -337,9 +337,9 @@ static void failing_kernels_make_way(void **state) {
     }
     assert_non_null(strstr(warning, faulty));
     assert_non_null(strstr(warning, "failed its self-test on GPU 0"));
-    int second = dw_gemm_sm90_choose(&shape, multiprocessors, dw_gemm_proofs(0));
+    int second = dw_gemm_sm90_choose(&shape, multiprocessors, 0, dw_gemm_proofs(0));
     assert_true(second >= 0 && second != first);
-    assert_int_equal(dw_gemm_sm90_choose(&shape, multiprocessors, NULL), first); /* what is known counts, not luck */
+    assert_int_equal(dw_gemm_sm90_choose(&shape, multiprocessors, 0, NULL), first); /* what is known counts, not luck */
 
     /* All of one form. */
     args = product(DW_F32, DW_F32, DW_GEMM_1X128);

@@ -57,7 +57,7 @@ static void every_form_has_a_kernel(void **state) {
                                         .scale_f32 = bits & 1,
                                         .b_vector = bits & 2,
                                         .out_f32 = bits & 4};
-            int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
+            int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, SIZE_MAX, NULL);
             bool offered = grouping != DW_GEMM_GROUPED_M || !(shape.b_vector || shape.out_f32);
             assert_int_equal(chosen >= 0, offered);
             if (!offered) continue;
@@ -71,7 +71,7 @@ static void every_form_has_a_kernel(void **state) {
 
 static const dw_gemm_sm90_row *chosen_for(int64_t m, int64_t n, int64_t k) {
     dw_gemm_sm90_shape shape = {.m = m, .n = n, .k = k, .groups = 1, .scale_f32 = true};
-    int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
+    int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, SIZE_MAX, NULL);
     assert_true(chosen >= 0);
     return dw_gemm_sm90_get((size_t)chosen);
 }
@@ -113,7 +113,7 @@ static void tiles_of_groups_follow_the_shape(void **state) {
                                               .groups = shapes[i].groups,
                                               .grouping = DW_GEMM_GROUPED_M,
                                               .scale_f32 = scale_f32};
-            const int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, NULL);
+            const int chosen = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, SIZE_MAX, NULL);
             assert_true(chosen >= 0);
             const dw_gemm_sm90_row *row = dw_gemm_sm90_get((size_t)chosen);
             print_message("%d rows, %d groups, %d x %d: %s\n", (int)shape.m, (int)shape.groups, (int)shape.n,
@@ -158,6 +158,24 @@ static void workspaces_follow_the_tiles(void **state) {
         if (row->grouping == DW_GEMM_GROUPED_K || row->b_vector || row->out_f32) assert_false(splits);
     }
     assert_true(splitting > 0 && splitting < (int)dw_gemm_sm90_count());
+}
+
+/* Without a workspace kernels are compared as they run without one. */
+static void the_choice_knows_the_workspace(void **state) {
+    (void)state;
+    dw_gemm_sm90_shape shape = {.m = 512, .n = 6144, .k = 4096, .groups = 1, .scale_f32 = true};
+    const int with = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, SIZE_MAX, NULL);
+    const dw_gemm_sm90_row *row = dw_gemm_sm90_get((size_t)with);
+    assert_true(row->splits);
+    const size_t bytes = dw_gemm_sm90_workspace(row, &shape, H100_MULTIPROCESSORS);
+    assert_true(bytes > 0);
+    assert_int_equal(dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, bytes, NULL), with);
+    const int without = dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, 0, NULL);
+    assert_false(dw_gemm_sm90_get((size_t)without)->splits);
+    shape = (dw_gemm_sm90_shape){
+        .m = 32768, .n = 4096, .k = 14336, .groups = 8, .grouping = DW_GEMM_GROUPED_M, .scale_f32 = true};
+    assert_true(dw_gemm_sm90_get((size_t)dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, SIZE_MAX, NULL))->splits);
+    assert_false(dw_gemm_sm90_get((size_t)dw_gemm_sm90_choose(&shape, H100_MULTIPROCESSORS, 0, NULL))->splits);
 }
 
 static const dw_gemm_sm90_row *row_named(const char *name) {
@@ -222,6 +240,7 @@ int main(void) {
         cmocka_unit_test(tiles_follow_the_shape),
         cmocka_unit_test(tiles_of_groups_follow_the_shape),
         cmocka_unit_test(workspaces_follow_the_tiles),
+        cmocka_unit_test(the_choice_knows_the_workspace),
         cmocka_unit_test(workspaces_in_figures),
         cmocka_unit_test(refusals_say_why),
     };

@@ -48,13 +48,16 @@ static dw_gemm_sm90_shape shape_of(int64_t m, int64_t n, int64_t k) {
     return (dw_gemm_sm90_shape){.m = m, .n = n, .k = k, .groups = 1, .scale_f32 = true};
 }
 
-/* A row that serves the shape and is not what the shape alone suggests. */
+/* A row that serves the shape, is not what the shape alone suggests, and has no use for a workspace. */
 static int another_row(const dw_gemm_sm90_shape *shape) {
-    int predicted = dw_gemm_sm90_choose(shape, MULTIPROCESSORS, NULL);
+    int predicted = dw_gemm_sm90_choose(shape, MULTIPROCESSORS, 0, NULL);
     for (;;) {
         test_seed = test_seed * 6364136223846793005u + 1442695040888963407u;
         int row = (int)((test_seed >> 33) % dw_gemm_sm90_count());
-        if (row != predicted && dw_gemm_sm90_serves(dw_gemm_sm90_get((size_t)row), shape)) return row;
+        const dw_gemm_sm90_row *other = dw_gemm_sm90_get((size_t)row);
+        if (row != predicted && dw_gemm_sm90_serves(other, shape) &&
+            dw_gemm_sm90_workspace(other, shape, MULTIPROCESSORS) == 0)
+            return row;
     }
 }
 
@@ -63,7 +66,7 @@ static const char *name_of(int row) {
 }
 
 static const char *predicted_for(const dw_gemm_sm90_shape *shape) {
-    return name_of(dw_gemm_sm90_choose(shape, MULTIPROCESSORS, NULL));
+    return name_of(dw_gemm_sm90_choose(shape, MULTIPROCESSORS, 0, NULL));
 }
 
 static const char *launched_for(int64_t m, int64_t n, int64_t k) {
@@ -128,8 +131,8 @@ static void the_fastest_is_used_for_its_shape_alone(void **state) {
     dw_gemm_sm90_shape shape = shape_of(4096, 4096, 4096);
     const char *predicted = predicted_for(&shape);
     assert_string_equal(launched_for(4096, 4096, 4096), predicted);
-    assert_int_equal(parameters.band,
-                     dw_gemm_sm90_band(dw_gemm_sm90_get((size_t)dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, NULL))));
+    assert_int_equal(parameters.band, dw_gemm_sm90_band(dw_gemm_sm90_get(
+                                          (size_t)dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, 0, NULL))));
     fast = name_of(another_row(&shape));
     fast_band = 4;
     dw_gemm_args args = product(4096, 4096, 4096);
@@ -245,7 +248,7 @@ static void grouped_products_are_tuned_too(void **state) {
         fast_band = 4;
         fast_us = 10;
         dw_gemm_tuned tuned;
-        ASSERT_OK(dw_grouped_gemm_tune(context, &args, NULL, 0, NULL, &tuned));
+        ASSERT_OK(dw_grouped_gemm_tune(context, &args, NULL, &tuned));
         assert_string_equal(tuned.kernel, fast);
         dw_gemm_tuning_forget();
         ASSERT_OK(dw_grouped_gemm(context, &args, NULL));
@@ -258,6 +261,43 @@ static void grouped_products_are_tuned_too(void **state) {
             assert_string_equal(launched, predicted_for(&shape));
         }
     }
+}
+
+/* What wins by splitting tiles is taken where there is a workspace for that, and only there; without one, kernels that
+ * would split are not measured. */
+static void what_won_with_a_workspace_wants_one(void **state) {
+    (void)state;
+    static _Alignas(256) char region[256]; /* nothing runs */
+    const size_t bytes = (size_t)3 << 30;  /* that many for 16000 blocks */
+    dw_grouped_gemm_args args = grouped(DW_GROUP_M, 8, 4096, 2048, 4096);
+    const dw_gemm_sm90_shape shape = {
+        .m = 4096, .n = 2048, .k = 4096, .groups = 8, .grouping = DW_GEMM_GROUPED_M, .scale_f32 = true};
+    dw_gemm_tuned tuned;
+    size_t row = 0;
+    const int predicted = dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, 0, NULL);
+    while (!dw_gemm_sm90_get(row)->splits || !dw_gemm_sm90_serves(dw_gemm_sm90_get(row), &shape) ||
+           (int)row == dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, bytes, NULL) || (int)row == predicted)
+        row++;
+    fast = name_of((int)row);
+    fast_us = 10;
+    ASSERT_OK(dw_grouped_gemm_tune(context, &args, NULL, &tuned));
+    assert_string_not_equal(tuned.kernel, fast);
+    args.workspace = region;
+    args.workspace_bytes = bytes;
+    ASSERT_OK(dw_grouped_gemm_tune(context, &args, NULL, &tuned));
+    assert_string_equal(tuned.kernel, fast);
+    ASSERT_OK(dw_grouped_gemm(context, &args, NULL));
+    assert_string_equal(launched, fast);
+    assert_ptr_equal(parameters.workspace, region);
+    args.workspace_bytes = dw_gemm_sm90_workspace(dw_gemm_sm90_get(row), &shape, MULTIPROCESSORS) - 1;
+    ASSERT_OK(dw_grouped_gemm(context, &args, NULL));
+    assert_string_not_equal(launched, fast);
+    args.workspace = region + 16;
+    assert_failure(dw_grouped_gemm_tune(context, &args, NULL, &tuned), DW_ERROR_INVALID_ARGUMENT, "256 bytes");
+    dw_gemm_args dense = product(4096, 4096, 4096);
+    dense.workspace = region + 16;
+    dense.workspace_bytes = 64;
+    assert_failure(dw_gemm_tune(context, &dense, NULL, &tuned), DW_ERROR_INVALID_ARGUMENT, "256 bytes");
 }
 
 static void damaged_and_foreign_files_are_ignored_with_a_note(void **state) {
@@ -389,7 +429,7 @@ static void refusals(void **state) {
     }
     dw_grouped_gemm_args many = grouped(DW_GROUP_M, 0, 0, 2048, 1024);
     fake->fail = NULL;
-    assert_failure(dw_grouped_gemm_tune(context, &many, NULL, 0, NULL, &tuned), DW_ERROR_UNSUPPORTED, "empty");
+    assert_failure(dw_grouped_gemm_tune(context, &many, NULL, &tuned), DW_ERROR_UNSUPPORTED, "empty");
     char path[512];
     assert_false(cache_file(path));
 }
@@ -510,6 +550,7 @@ int main(void) {
         TEST(small_differences_change_nothing),
         TEST(a_kernel_that_failed_is_neither_measured_nor_used),
         TEST(grouped_products_are_tuned_too),
+        TEST(what_won_with_a_workspace_wants_one),
         TEST(damaged_and_foreign_files_are_ignored_with_a_note),
         TEST(a_sound_file_of_another_format_is_foreign),
         TEST(the_environment_is_obeyed),

@@ -75,7 +75,7 @@ static void sizes_are_those_of_the_kernel_chosen(void **state) {
                                           .groups = of == DENSE ? 1 : GROUPS,
                                           .grouping = (dw_gemm_grouping)of,
                                           .scale_f32 = true};
-        const int row = dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, dw_gemm_proofs(0));
+        const int row = dw_gemm_sm90_choose(&shape, MULTIPROCESSORS, SIZE_MAX, dw_gemm_proofs(0));
         const size_t bytes = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)row), &shape, MULTIPROCESSORS);
         assert_int_equal(bytes_for(of), bytes);
         assert_int_equal(bytes > 0, of != ALONG_K);

@@ -309,10 +309,13 @@ def workspace_of(fill: int) -> torch.Tensor:
     return torch.full((32 << 20,), fill, dtype=torch.uint8, device="cuda")
 
 
-@pytest.mark.skipif(
+ON_132 = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_properties(0).multi_processor_count != 132,
     reason="the shapes are for 132 multiprocessors",
 )
+
+
+@ON_132
 @pytest.mark.parametrize("codes", [False, True], ids=["f32", "e8m0"])
 @pytest.mark.parametrize("shape", IN_PARTS, ids=lambda s: "x".join(map(str, s)))
 def test_product_in_parts(shape: tuple[int, int, int], codes: bool) -> None:
@@ -344,6 +347,7 @@ def test_product_in_parts(shape: tuple[int, int, int], codes: bool) -> None:
     check(out, expected + old.double(), size + old.double().abs(), expected)
 
 
+@ON_132
 def test_integers_in_parts_are_exact() -> None:
     generator = torch.Generator("cuda").manual_seed(conftest.SEED)
     m, n, k = IN_PARTS[0]
@@ -352,12 +356,14 @@ def test_integers_in_parts_are_exact() -> None:
         for r, block in ((m, "1x128"), (n, "128x128"))
     )
     exact = (a.values @ b.values.t()).to(torch.bfloat16)
-    for _ in range(5):
-        out = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16)
-        gemm(a, b, out, codes=False)
+    for fill in range(5):
+        out, workspace = torch.full((m, n), POISON, device="cuda", dtype=torch.bfloat16), workspace_of(fill)
+        gemm(a, b, out, codes=False, workspace=workspace)
         assert torch.equal(out, exact)
+        assert (workspace != fill).any(), "no tile was split"
 
 
+@ON_132
 def test_parts_in_graphs_and_on_two_streams() -> None:
     """A replayed launch has the same ticket every time; launches at the same time have workspaces of their own."""
     generator = torch.Generator("cuda").manual_seed(conftest.SEED)
@@ -420,6 +426,7 @@ def test_groups_in_parts(total: int, groups: int, n: int, k: int, kind: str, cod
     assert torch.equal(*outs)
 
 
+@ON_132
 def test_every_group_size_in_parts() -> None:
     """Groups whose tiles leave each number over, one after another: all shares, those of nothing too."""
     generator = torch.Generator("cuda").manual_seed(conftest.SEED)

@@ -11,6 +11,8 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 FAKES = Path(__file__).resolve().parent.parent.parent / "build" / "release" / "tests" / "c"
 os.environ["DEEPWELL_LIBCUDA"] = str(FAKES / "fake_cuda.so")
@@ -326,7 +328,17 @@ def tuned_layer() -> None:
     driver.fake_fail(no_memory)
     warnings.simplefilter("ignore", RuntimeWarning)
     cpu = torch.device("cpu")
-    assert tuning.tune_layer(500, 256, 384, torch.bfloat16, cpu) == 3
+    allocate = torch.empty
+
+    def as_on_a_gpu(*size: int, **options: Any) -> torch.Tensor:
+        """Bytes aligned as those of a GPU are."""
+        if options.get("dtype") != torch.uint8:
+            return allocate(*size, **options)
+        memory = allocate(size[0] + 256, **options)
+        return memory[-memory.data_ptr() % 256 :][: size[0]]
+
+    with mock.patch.object(torch, "empty", as_on_a_gpu):
+        assert tuning.tune_layer(500, 256, 384, torch.bfloat16, cpu) == 3
     kernels = {name for name in symbols if "gemm_nt_e4m3_f32_1x128_128x128_bf16" in name}
     assert len(kernels) > 2
     assert set(symbols) == kernels

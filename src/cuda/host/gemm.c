@@ -97,9 +97,10 @@ typedef struct own_product {
     int multiprocessors;
 } own_product;
 
-/* Which of the project's own kernels runs it: `forced`, if not negative. UNSUPPORTED when one must and none can. */
+/* Which of the project's own kernels runs it, with so many bytes of workspace: `forced`, if not negative. UNSUPPORTED
+ * when one must and none can. */
 static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
-                            int forced, own_product *own) {
+                            size_t workspace, int forced, own_product *own) {
     own->choice.row = -1;
     dw_gemm_backend backend = DW_GEMM_OWN;
     if (forced < 0) DW_TRY(backend_of(args, &backend));
@@ -113,7 +114,7 @@ static dw_status choose_own(const dw_cuda_scope *scope, const dw_gemm_args *args
     }
     if (!*refusal) {
         own->call = dw_gemm_sm90_call_of(args, problem);
-        DW_TRY(dw_gemm_sm90_pick(scope, &own->call.shape, own->multiprocessors, forced, &own->choice));
+        DW_TRY(dw_gemm_sm90_pick(scope, &own->call.shape, own->multiprocessors, workspace, forced, &own->choice));
         if (own->choice.row < 0) refusal = "each kernel of these formats failed its self-test on this GPU";
     }
     if (*refusal && backend == DW_GEMM_OWN)
@@ -126,7 +127,7 @@ static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, 
                           int multiprocessors, void *stream) {
     if (problem->k == 0) return multiply_nothing(scope, problem, stream);
     own_product own;
-    DW_TRY(choose_own(scope, args, problem, forced, &own));
+    DW_TRY(choose_own(scope, args, problem, args->workspace ? args->workspace_bytes : 0, forced, &own));
     if (own.choice.row >= 0) {
         DW_TRY(check_alignment(args->workspace, args->workspace_bytes));
         return dw_gemm_sm90_launch(scope, &own.call, &own.choice,
@@ -168,7 +169,8 @@ dw_status dw_gemm_with_row(int row, int multiprocessors, const dw_gemm_args *arg
 static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
                                 size_t *bytes) {
     own_product own;
-    DW_TRY(choose_own(scope, args, problem, -1, &own)); /* proves the kernel, so that the answer holds for the call */
+    DW_TRY(choose_own(scope, args, problem, SIZE_MAX, -1,
+                      &own)); /* proves the kernel, so that the answer holds for the call */
     *bytes = 0;
     if (own.choice.row >= 0) {
         *bytes = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)own.choice.row), &own.call.shape, own.multiprocessors);
@@ -206,9 +208,9 @@ static dw_status tune(const dw_cuda_scope *scope, const dw_gemm_args *args, cons
     dw_gemm_args with_own = *args;
     with_own.backend = DW_GEMM_OWN;
     own_product own;
-    DW_TRY(choose_own(scope, &with_own, problem, -1, &own));
-    const size_t flush_bytes = args->workspace ? args->workspace_bytes : 0;
-    return dw_gemm_sm90_tune(scope, &own.call, own.multiprocessors, args->workspace, flush_bytes, stream, tuned);
+    DW_TRY(check_alignment(args->workspace, args->workspace_bytes));
+    DW_TRY(choose_own(scope, &with_own, problem, args->workspace_bytes, -1, &own));
+    return dw_gemm_sm90_tune(scope, &own.call, own.multiprocessors, stream, tuned);
 }
 
 dw_status dw_gemm_tune(dw_context *context, const dw_gemm_args *args, void *stream, dw_gemm_tuned *tuned) {

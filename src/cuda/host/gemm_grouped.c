@@ -161,8 +161,6 @@ typedef struct purpose {
     int multiprocessors;  /* 0: all there are */
     dw_gemm_tuned *tuned; /* or */
     size_t *workspace;    /* wanted: the bytes of it; both NULL: multiply */
-    void *flush;
-    size_t flush_bytes;
 } purpose;
 
 static dw_status run(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, const purpose *why, void *stream) {
@@ -172,7 +170,8 @@ static dw_status run(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, 
         return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
                        capability / 10, capability % 10);
     dw_gemm_sm90_choice choice;
-    DW_TRY(dw_gemm_sm90_pick(scope, &call->shape, multiprocessors, why->forced, &choice));
+    DW_TRY(dw_gemm_sm90_pick(scope, &call->shape, multiprocessors, why->workspace ? SIZE_MAX : call->workspace_bytes,
+                             why->forced, &choice));
     if (choice.row < 0)
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "grouped gemm: each kernel of these formats failed its self-test on GPU %d", scope->device);
@@ -180,8 +179,7 @@ static dw_status run(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, 
         *why->workspace = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)choice.row), &call->shape, multiprocessors);
         return DW_OK;
     }
-    if (why->tuned)
-        return dw_gemm_sm90_tune(scope, call, multiprocessors, why->flush, why->flush_bytes, stream, why->tuned);
+    if (why->tuned) return dw_gemm_sm90_tune(scope, call, multiprocessors, stream, why->tuned);
     return dw_gemm_sm90_launch(scope, call, &choice, why->multiprocessors > 0 ? why->multiprocessors : multiprocessors,
                                stream);
 }
@@ -224,8 +222,8 @@ dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_g
     return grouped_gemm(args, &(purpose){.forced = -1, .workspace = bytes}, NULL);
 }
 
-dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *workspace,
-                               size_t workspace_bytes, void *stream, dw_gemm_tuned *tuned) {
+dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *args, void *stream,
+                               dw_gemm_tuned *tuned) {
     if (!context || !args || !tuned)
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "dw_grouped_gemm_tune: %s is NULL",
                        !context ? "context"
@@ -235,7 +233,5 @@ dw_status dw_grouped_gemm_tune(dw_context *context, const dw_grouped_gemm_args *
     if (args->a.data.dtype == DW_BF16)
         return dw_fail(DW_ERROR_UNSUPPORTED,
                        "grouped gemm: products of bf16 are not tuned; dw_grouped_gemm chooses their kernel by shape");
-    const purpose tuning = {
-        .forced = -1, .tuned = tuned, .flush = workspace, .flush_bytes = workspace ? workspace_bytes : 0};
-    return grouped_gemm(args, &tuning, stream);
+    return grouped_gemm(args, &(purpose){.forced = -1, .tuned = tuned}, stream);
 }

@@ -142,7 +142,8 @@ static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     return (products > copies ? products : copies) + written + (row->splits ? 200 : 0);
 }
 
-static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors) {
+static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors,
+                               size_t workspace) {
     double groups = (double)(s->groups > 0 ? s->groups : 1);
     double m = s->grouping == DW_GEMM_GROUPED_M ? (double)s->m / groups : (double)s->m;
     double k = s->grouping == DW_GEMM_GROUPED_K ? (double)s->k / groups : (double)s->k;
@@ -152,9 +153,10 @@ static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
     double tiles = groups * (down < 1 ? 1 : down) * (double)ceil_div(s->n, span_n(row));
     int64_t slots = multiprocessors / cluster_of(row);
     double waves = ceil(tiles) / (double)(slots > 0 ? slots : 1);
-    bool parts = whole_tiles(row, ceil(tiles), (int64_t)k, slots) < ceil(tiles);
+    const bool can = row->splits && dw_gemm_sm90_workspace(row, s, multiprocessors) <= workspace;
+    bool parts = can && whole_tiles(row, ceil(tiles), (int64_t)k, slots) < ceil(tiles);
     if (s->groups > 1 && s->grouping == DW_GEMM_GROUPED_M) { /* half a wave is idle on average, or split */
-        parts = row->splits && k >= 2 * DW_GEMM_LEAST_PART * BLOCK;
+        parts = can && k >= 2 * DW_GEMM_LEAST_PART * BLOCK;
         waves += parts ? 0 : 0.5;
     } else if (!parts) {
         waves = ceil(waves);
@@ -185,14 +187,15 @@ static bool suits(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) {
     return row->tile_n != 192 || (s->n % 192 == 0 && s->k <= 2048);
 }
 
-int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs) {
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, size_t workspace,
+                        const atomic_uchar *proofs) {
     int best = -1;
     double least = 0;
     for (int i = 0; i < (int)ROWS; i++) {
         const dw_gemm_sm90_row *row = &rows[i];
         if (!dw_gemm_sm90_serves(row, shape) || !suits(row, shape)) continue;
         if (proofs && atomic_load_explicit(&proofs[i], memory_order_relaxed) == DW_PROOF_REFUTED) continue;
-        double cycles = predicted_cycles(row, shape, multiprocessors);
+        double cycles = predicted_cycles(row, shape, multiprocessors, workspace);
         if (best >= 0 && cycles >= least) continue;
         best = i;
         least = cycles;
@@ -201,7 +204,7 @@ int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, co
 }
 
 dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
-                            int forced, dw_gemm_sm90_choice *choice) {
+                            size_t workspace, int forced, dw_gemm_sm90_choice *choice) {
     choice->row = forced;
     if (forced >= 0) {
         const dw_gemm_sm90_row *wanted = dw_gemm_sm90_get((size_t)forced);
@@ -212,10 +215,12 @@ dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: kernel %s is for other formats than this product's",
                        wanted ? wanted->name : "(none)");
     }
-    if (dw_gemm_tuning_find(scope->device, shape, choice) && dw_gemm_row_prove((size_t)choice->row, scope->device))
+    if (dw_gemm_tuning_find(scope->device, shape, choice) &&
+        dw_gemm_sm90_workspace(&rows[choice->row], shape, multiprocessors) <= workspace &&
+        dw_gemm_row_prove((size_t)choice->row, scope->device))
         return DW_OK;
     do
-        choice->row = dw_gemm_sm90_choose(shape, multiprocessors, dw_gemm_proofs(scope->device));
+        choice->row = dw_gemm_sm90_choose(shape, multiprocessors, workspace, dw_gemm_proofs(scope->device));
     while (choice->row >= 0 && !dw_gemm_row_prove((size_t)choice->row, scope->device));
     if (choice->row >= 0) choice->band = dw_gemm_sm90_band(&rows[choice->row]);
     return DW_OK;
@@ -317,7 +322,7 @@ static int a_box_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) 
     return s->grouping == DW_GEMM_GROUPED_NONE && s->m < row->tile_m ? (int)s->m : row->tile_m;
 }
 
-/* A number that no other launch of this process has, nor, but for a chance of 2^-63, what lies in fresh memory. */
+/* A number that, but for a chance of 2^-63, no other launch has and does not lie in fresh memory. */
 static uint64_t next_ticket(void) {
     static atomic_uint_fast64_t count;
     struct timespec now = {0};

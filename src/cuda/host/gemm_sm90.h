@@ -58,15 +58,18 @@ int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_s
  * it does not split tiles, or none of this shape. Of groups only the device knows, so that any shape needs it. Pure. */
 size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape, int multiprocessors);
 
-/* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`; its index, or -1 when none has
- * these formats. `proofs` leaves out those that failed their self-test (proof.h; NULL: none). Pure. */
-int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, const atomic_uchar *proofs);
+/* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`, where the caller has so many
+ * bytes of workspace; its index, or -1 when none has these formats. `proofs` leaves out those that failed their
+ * self-test (proof.h; NULL: none). Pure. */
+int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, size_t workspace,
+                        const atomic_uchar *proofs);
 
-/* The kernel to run on the scope's device: the one measured for the shape (gemm_tuning.h), else the one chosen among
- * those that have not failed, proved there at its first use; row -1 when none of these formats is left. Or, when it is
- * not negative, `forced`, unproved: UNSUPPORTED if that is for other formats. */
+/* The kernel to run on the scope's device: the one measured for the shape (gemm_tuning.h), unless that wants more than
+ * these bytes of workspace, else the one chosen among those that have not failed, proved there at its first use; row -1
+ * when none of these formats is left. Or, when it is not negative, `forced`, unproved: UNSUPPORTED if that is for other
+ * formats. */
 dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape *shape, int multiprocessors,
-                            int forced, dw_gemm_sm90_choice *choice);
+                            size_t workspace, int forced, dw_gemm_sm90_choice *choice);
 
 /* Why these kernels cannot take the product, in words, or "" when they can. Pure; `problem` is that of `args`. */
 const char *dw_gemm_sm90_refusal(const dw_gemm_args *args, const dw_gemm_problem *problem);

@@ -21,8 +21,7 @@ typedef struct session {
     const dw_cuda_scope *scope;
     const dw_gemm_sm90_call *call;
     int multiprocessors;
-    void *flush, *stream;
-    size_t flush_bytes;
+    void *stream;
     candidate *candidates;
     int count;
 } session;
@@ -48,8 +47,9 @@ static void close_session(session *s) {
 
 static dw_status run_one(session *s, candidate *c) {
     const dw_cuda_driver *driver = s->scope->driver;
-    if (s->flush_bytes)
-        CHECK(driver->memset_2d((dw_cu_pointer)(uintptr_t)s->flush, s->flush_bytes, 0, s->flush_bytes, 1, s->stream),
+    const size_t bytes = s->call->workspace_bytes;
+    if (bytes)
+        CHECK(driver->memset_2d((dw_cu_pointer)(uintptr_t)s->call->workspace, bytes, 0, bytes, 1, s->stream),
               "cuMemsetD2D8Async");
     CHECK(driver->event_record(c->begin, s->stream), "cuEventRecord");
     DW_TRY(dw_gemm_sm90_launch(s->scope, s->call, &c->choice, s->multiprocessors, s->stream));
@@ -107,14 +107,22 @@ static dw_status add_bands(session *s, dw_gemm_sm90_choice best) {
     return DW_OK;
 }
 
+/* All kernels of the formats, but those that would split tiles with more workspace than there is: whoever gives that
+ * later would not get what was measured. What shapes alone suggest is always among them. */
 static dw_status tune(session *s, dw_gemm_tuned *tuned) {
     const dw_gemm_sm90_shape *shape = &s->call->shape;
-    for (int i = 0; i < (int)dw_gemm_sm90_count(); i++) {
+    const size_t workspace = s->call->workspace_bytes;
+    const int count = (int)dw_gemm_sm90_count();
+    for (int i = 0; i < count; i++) /* before anything is predicted from those that have passed */
+        if (dw_gemm_sm90_serves(dw_gemm_sm90_get((size_t)i), shape)) dw_gemm_row_prove((size_t)i, s->scope->device);
+    const atomic_uchar *proofs = dw_gemm_proofs(s->scope->device);
+    const int predicted = dw_gemm_sm90_choose(shape, s->multiprocessors, workspace, proofs);
+    for (int i = 0; i < count; i++) {
         const dw_gemm_sm90_row *row = dw_gemm_sm90_get((size_t)i);
-        if (dw_gemm_sm90_serves(row, shape) && dw_gemm_row_prove((size_t)i, s->scope->device))
+        if (!dw_gemm_sm90_serves(row, shape) || !dw_gemm_row_prove((size_t)i, s->scope->device)) continue;
+        if (i == predicted || dw_gemm_sm90_workspace(row, shape, s->multiprocessors) <= workspace)
             DW_TRY(add(s, i, dw_gemm_sm90_band(row)));
     }
-    const int predicted = dw_gemm_sm90_choose(shape, s->multiprocessors, dw_gemm_proofs(s->scope->device));
     int at_predicted = 0;
     while (at_predicted < s->count && s->candidates[at_predicted].choice.row != predicted)
         at_predicted++;
@@ -139,13 +147,11 @@ static dw_status tune(session *s, dw_gemm_tuned *tuned) {
                                &tuned->remembered);
 }
 
-dw_status dw_gemm_sm90_tune(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors, void *flush,
-                            size_t flush_bytes, void *stream, dw_gemm_tuned *tuned) {
+dw_status dw_gemm_sm90_tune(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
+                            void *stream, dw_gemm_tuned *tuned) {
     session s = {.scope = scope,
                  .call = call,
                  .multiprocessors = multiprocessors,
-                 .flush = flush,
-                 .flush_bytes = flush_bytes,
                  .stream = stream,
                  .candidates = calloc(dw_gemm_sm90_count() + BANDS, sizeof(candidate))};
     if (!s.candidates) return dw_fail(DW_ERROR_OUT_OF_MEMORY, "gemm: no memory to tune with");

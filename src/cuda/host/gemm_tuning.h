@@ -21,9 +21,9 @@ dw_status dw_gemm_tuning_keep(int device, const dw_gemm_sm90_shape *shape, const
 /* Forgets what this process knows; the file stays. For tests: no other thread may be in a product. */
 void dw_gemm_tuning_forget(void);
 
-/* Measures what the candidates take for a product and remembers the fastest: dw_gemm_tune without its checks.
- * `flush`: device memory that is written before every measured product, so that it finds nothing in the L2 cache. */
-dw_status dw_gemm_sm90_tune(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors, void *flush,
-                            size_t flush_bytes, void *stream, dw_gemm_tuned *tuned);
+/* Measures what the candidates take for a product and remembers the fastest: dw_gemm_tune without its checks. The
+ * call's workspace is written before every measured product, so that it finds nothing in the L2 cache. */
+dw_status dw_gemm_sm90_tune(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call, int multiprocessors,
+                            void *stream, dw_gemm_tuned *tuned);
 
 #endif

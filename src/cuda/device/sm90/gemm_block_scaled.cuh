@@ -30,13 +30,14 @@
  * STORE_BUFFERS    8 KiB buffers through which a warpgroup writes BF16: 1, 2 or 4, or 3 of a chunk of 192 columns; 0:
  *                  from registers
  * GROUPED          0, GROUPED_M or GROUPED_K
- * SPLITS           1: tiles that do not fill a wave are split along their reduction (gemm_split.h), where the host
- * gives a workspace. Whoever has the first part of a tile finishes it; the others leave their sums there. Only with
- * K_SPLIT 1, groups along M or none, square blocks of B, and D through shared memory. A tile costs 1 to 2% of 2048
- * steps more in kernels that can, whether any is split or not ADD_UP           1 unless set. 0: the tensor core adds up
- * the whole reduction in its own registers, in about 14 bits, and no scales are applied; all that is copied and written
- * stays the same. No product of block-scaled operands, and the library has no such kernel: bench/unscaled.py compiles
- * it, to measure what adding up costs KERNEL           the name */
+ * SPLITS           1: tiles that do not fill a wave are split along their reduction (gemm_split.h), given a workspace.
+ *                  Whoever has the first part of a tile finishes it; the others leave their sums there. Only with
+ *                  K_SPLIT 1, groups along M or none, square blocks of B, and D through shared memory
+ * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
+ *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
+ *                  operands, and the library has no such kernel: bench/unscaled.py compiles it, to measure what adding
+ *                  up costs
+ * KERNEL           the name */
 #include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
 #include "sm90/wgmma.cuh"
@@ -250,9 +251,10 @@ DW_DEVICE uint64_t *block_ticket(const dw_gemm_sm90_params *p, int block) {
     return (uint64_t *)block_sums(p, gridDim.x) + block;
 }
 
-/* The same warp, for the first part of a tile: the sums of the others, in the order of the reduction. Those are blocks
- * of lower numbers, which started no later, so that waiting for them ends. Their tickets are taken back: the same
- * launch may be replayed. */
+/* The same warp, for the first part of a tile: the sums of the others, in the order of the reduction. Waiting for them
+ * ends: they leave their parts before they wait for any, and all blocks run at once, of which there is one to a
+ * multiprocessor. Where other work keeps some from starting, those waited for have lower numbers, and GPUs start blocks
+ * in that order, though nothing promises it. Tickets are taken back: the same launch may be replayed. */
 DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     for (int part = 1; part <= parts; part++) {
@@ -260,6 +262,7 @@ DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts,
         uint64_t *ticket = block_ticket(p, block);
         while (uniform(ld_acquire_gpu_u64(ticket) != p->ticket))
             ;
+        __syncwarp(); /* whichever thread goes on has seen it */
         if (elect_one()) *ticket = 0;
         fence_proxy_async_all();
         for (int i = 0; i < PART_PLACES; i++, ring_advance(place, 1)) {

@@ -44,7 +44,7 @@ typedef struct dw_gemm_sm90_params {
     int32_t band;    /* rows of tiles walked before the next column of tiles */
     int32_t accumulate;
     void *workspace; /* DW_GEMM_PART_BYTES for each block (gemm_split.h), or NULL: no tile is split */
-    uint64_t ticket; /* of this launch's sums there; no two launches have the same, and none has 0 */
+    uint64_t ticket; /* of this launch's sums there: random, not 0, so that no two launches' are the same */
 } dw_gemm_sm90_params;
 
 #endif

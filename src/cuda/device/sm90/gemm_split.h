@@ -12,7 +12,7 @@
 #endif
 
 /* A part of a tile has at least so many stages (of 128 steps of the reduction). A tile then has no more than eight
- * parts: more than a worker's share each only where few workers have a short wave. */
+ * parts. */
 #define DW_GEMM_LEAST_PART 6
 
 /* Workspace of a block: the FP32 sums of its part of a split tile, and the ticket that says that they are there. All
@@ -24,7 +24,8 @@
  * reduction. A part costs a worker about as much as ten stages: its sums are written, read and added up, and workers at
  * different places of the reduction share less in the L2 cache. The latter is worse the longer the reduction, but
  * little worse where few tiles are left over, each of which would be in many parts without the wave more. Measured on
- * H200s, docs/measured-facts.md. */
+ * H200s, docs/measured-facts.md. Shares are found in 32 bits: enough for two waves of 65535 stages on 181
+ * multiprocessors, and Hopper has 144 at most. */
 DW_HOST_DEVICE int dw_gemm_whole_tiles(int tiles, int workers, int k_blocks) {
     const int over = tiles % workers;
     if (over == 0 || tiles < workers || k_blocks < 2 * DW_GEMM_LEAST_PART || k_blocks > 65535) return tiles;
