@@ -237,11 +237,6 @@ static void choose_peer(session *on, int device) {
     if (bytes > on->workspace_bytes) on->workspace_bytes = bytes;
 }
 
-static dw_status multiply_bf16(int index, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
-    (void)multiprocessors; /* 0 */
-    return dw_grouped_gemm_bf16_with_row(index, args, stream);
-}
-
 static form form_of(const char *name) {
     for (size_t i = 0; i < dw_gemm_sm90_count(); i++) {
         const dw_gemm_sm90_row *row = dw_gemm_sm90_get(i);
@@ -263,7 +258,7 @@ static form form_of(const char *name) {
                   .b_across = row->b_across,
                   .out_f32 = row->out_f32,
                   .index = index,
-                  .grouped = multiply_bf16};
+                  .grouped = dw_grouped_gemm_bf16_with_row};
 }
 
 dw_status bench_gemm_run(dw_context *context, const dw_kernel_info *kernel, int device, int64_t mebibytes,

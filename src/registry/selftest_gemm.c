@@ -394,7 +394,8 @@ static dw_gemm_case grouped(const dw_gemm_form *form, int64_t m, int64_t n, int6
     return c;
 }
 
-/* Three tiles of few rows for two workers: the second tile, or one wave more, is split along the reduction. */
+/* Three tiles of few rows for two workers, so that one is left over: with the longer reduction it alone is split, with
+ * the shorter one all are. */
 static dw_status run_parts(dw_gemm_bench *on, bool few) {
     const int64_t span_n = on->form.tile_n * (on->form.shares_a ? 2 : 1);
     const bool along_m = on->form.grouping == DW_GEMM_GROUPED_M;

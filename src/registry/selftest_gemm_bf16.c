@@ -62,11 +62,6 @@ static void draw(dw_gemm_bench *on, dw_gemm_matrix *o, const dw_gemm_case *c) {
     }
 }
 
-static dw_status multiply(int index, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
-    (void)multiprocessors; /* no case limits them: these kernels split no tiles */
-    return dw_grouped_gemm_bf16_with_row(index, args, stream);
-}
-
 dw_gemm_form dw_gemm_bf16_form(size_t index) {
     const dw_gemm_bf16_row *row = dw_gemm_bf16_get(index);
     return (dw_gemm_form){.name = row->name,
@@ -86,5 +81,5 @@ dw_gemm_form dw_gemm_bf16_form(size_t index) {
                           .worst = worst,
                           .in_norm = in_norm,
                           .draw = draw,
-                          .grouped = multiply};
+                          .grouped = dw_grouped_gemm_bf16_with_row};
 }

@@ -321,11 +321,11 @@ static void there_is_no_second_source(void **state) {
     assert_int_equal(refuted(), before + 2);
     /* Forced, it runs all the same; a kernel for other formats does not. */
     faulty = NULL;
-    ASSERT_OK(dw_grouped_gemm_bf16_with_row((int)index_of(ROWS), &args, NULL));
+    ASSERT_OK(dw_grouped_gemm_bf16_with_row((int)index_of(ROWS), 0, &args, NULL));
     assert_true(first_of(&args) == EXTENT);
-    assert_failure(dw_grouped_gemm_bf16_with_row((int)index_of(ACROSS), &args, NULL), DW_ERROR_UNSUPPORTED,
+    assert_failure(dw_grouped_gemm_bf16_with_row((int)index_of(ACROSS), 0, &args, NULL), DW_ERROR_UNSUPPORTED,
                    "other formats");
-    assert_failure(dw_grouped_gemm_bf16_with_row(9999, &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
+    assert_failure(dw_grouped_gemm_bf16_with_row(9999, 0, &args, NULL), DW_ERROR_UNSUPPORTED, "other formats");
     /* Weights that lie the other way have kernels of their own. */
     args.b.data.strides[1] = 1;
     args.b.data.strides[2] = EXTENT;

@@ -8,7 +8,6 @@
 #include "cuda/host/launch.h"
 
 #define DECODE_THREADS 256
-#define WORKSPACE_ALIGNMENT 256
 
 static dw_cuda_kernel scale_decode = DW_CUDA_KERNEL("common/scale_decode", "scale_decode_f32");
 
@@ -50,13 +49,6 @@ static dw_status multiply_nothing(const dw_cuda_scope *scope, const dw_gemm_prob
                          "cuMemsetD2D8Async", "gemm with K = 0, device %d", scope->device);
 }
 
-static dw_status check_alignment(const void *workspace, size_t bytes) {
-    if (bytes > 0 && (!workspace || (uintptr_t)workspace % WORKSPACE_ALIGNMENT != 0))
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "gemm: the workspace at %p must be aligned to %d bytes", workspace,
-                       WORKSPACE_ALIGNMENT);
-    return DW_OK;
-}
-
 static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_gemm_problem *p, void *workspace,
                      size_t workspace_bytes, void *stream) {
     dw_gemm_plan *plan = NULL;
@@ -69,7 +61,7 @@ static dw_status run(const dw_cuda_scope *scope, const dw_cublaslt *library, dw_
                          "dw_gemm_workspace_size",
                          workspace_bytes, needed);
     else
-        status = check_alignment(workspace, needed);
+        status = dw_gemm_check_workspace("gemm", workspace, needed);
     if (status == DW_OK) status = decode_scales(scope, p, workspace, stream);
     if (status == DW_OK) {
         char *rest = workspace ? (char *)workspace + p->decode_bytes : NULL;
@@ -129,7 +121,7 @@ static dw_status multiply(const dw_cuda_scope *scope, const dw_gemm_args *args, 
     own_product own;
     DW_TRY(choose_own(scope, args, problem, args->workspace ? args->workspace_bytes : 0, forced, &own));
     if (own.choice.row >= 0) {
-        DW_TRY(check_alignment(args->workspace, args->workspace_bytes));
+        DW_TRY(dw_gemm_check_workspace("gemm", args->workspace, args->workspace_bytes));
         return dw_gemm_sm90_launch(scope, &own.call, &own.choice,
                                    multiprocessors > 0 ? multiprocessors : own.multiprocessors, stream);
     }
@@ -169,8 +161,8 @@ dw_status dw_gemm_with_row(int row, int multiprocessors, const dw_gemm_args *arg
 static dw_status workspace_size(const dw_cuda_scope *scope, const dw_gemm_args *args, const dw_gemm_problem *problem,
                                 size_t *bytes) {
     own_product own;
-    DW_TRY(choose_own(scope, args, problem, SIZE_MAX, -1,
-                      &own)); /* proves the kernel, so that the answer holds for the call */
+    /* It proves the kernel, so that the answer holds for the call. */
+    DW_TRY(choose_own(scope, args, problem, SIZE_MAX, -1, &own));
     *bytes = 0;
     if (own.choice.row >= 0) {
         *bytes = dw_gemm_sm90_workspace(dw_gemm_sm90_get((size_t)own.choice.row), &own.call.shape, own.multiprocessors);
@@ -208,7 +200,7 @@ static dw_status tune(const dw_cuda_scope *scope, const dw_gemm_args *args, cons
     dw_gemm_args with_own = *args;
     with_own.backend = DW_GEMM_OWN;
     own_product own;
-    DW_TRY(check_alignment(args->workspace, args->workspace_bytes));
+    DW_TRY(dw_gemm_check_workspace("gemm", args->workspace, args->workspace_bytes));
     DW_TRY(choose_own(scope, &with_own, problem, args->workspace_bytes, -1, &own));
     return dw_gemm_sm90_tune(scope, &own.call, own.multiprocessors, stream, tuned);
 }

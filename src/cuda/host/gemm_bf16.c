@@ -244,7 +244,7 @@ static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t
 }
 
 static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *args, const call *c, int forced,
-                        void *stream) {
+                        int limit, void *stream) {
     const dw_gemm_bf16_shape *s = &c->shape;
     int capability = 0, multiprocessors = 0;
     DW_TRY(dw_gemm_sm90_device(scope, &capability, &multiprocessors));
@@ -253,6 +253,7 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
                        capability / 10, capability % 10);
     int chosen;
     DW_TRY(pick(scope, s, multiprocessors, forced, &chosen));
+    if (limit > 0) multiprocessors = limit;
     const dw_gemm_bf16_row *row = &rows[chosen];
     const bool along_m = s->grouping == DW_GEMM_GROUPED_M;
     const void *a = args->a.data.data, *b = args->b.data.data;
@@ -286,21 +287,21 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
     return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
 }
 
-static dw_status multiply(int forced, const dw_grouped_gemm_args *args, void *stream) {
+static dw_status multiply(int forced, int limit, const dw_grouped_gemm_args *args, void *stream) {
     call c;
     DW_TRY(prepare(args, &c));
     if (c.shape.groups == 0 || c.shape.m == 0 || c.shape.n == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(args->a.data.device_id, &scope));
-    dw_status status = launch(&scope, args, &c, forced, stream);
+    dw_status status = launch(&scope, args, &c, forced, limit, stream);
     dw_cuda_leave(&scope);
     return status;
 }
 
 dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream) {
-    return multiply(-1, args, stream);
+    return multiply(-1, 0, args, stream);
 }
 
-dw_status dw_grouped_gemm_bf16_with_row(int row, const dw_grouped_gemm_args *args, void *stream) {
-    return multiply(row, args, stream);
+dw_status dw_grouped_gemm_bf16_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
+    return multiply(row, multiprocessors, args, stream);
 }

@@ -45,7 +45,8 @@ dw_status dw_grouped_gemm_check_tensor(const dw_tensor *t, const char *name, int
  * its first use; UNSUPPORTED when all of these formats have failed. */
 dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream);
 
-/* The same with exactly this kernel, proved or not: for self-tests and benchmarks. */
-dw_status dw_grouped_gemm_bf16_with_row(int row, const dw_grouped_gemm_args *args, void *stream);
+/* The same with exactly this kernel, proved or not, on so many multiprocessors (0: all there are): for self-tests and
+ * benchmarks. */
+dw_status dw_grouped_gemm_bf16_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream);
 
 #endif

@@ -103,9 +103,7 @@ static dw_status prepare(const dw_grouped_gemm_args *args, dw_gemm_sm90_call *ca
     if (args->groups < 0 || args->groups > INT32_MAX || (args->groups > 0 && !args->ends))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %" PRId64 " groups, ends at %p", args->groups,
                        (const void *)args->ends);
-    if (args->workspace_bytes > 0 && (!args->workspace || (uintptr_t)args->workspace % 256 != 0))
-        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: the workspace at %p must be aligned to 256 bytes",
-                       args->workspace);
+    DW_TRY(dw_gemm_check_workspace("grouped gemm", args->workspace, args->workspace_bytes));
     int64_t groups = args->groups, m = a->shape[0], k = a->shape[1];
     int64_t n = along_m ? b->shape[1] : b->shape[0], element = f32 ? 4 : 2;
     int64_t b_k = along_m ? b->shape[2] : b->shape[1], b_groups = along_m ? b->shape[0] : groups;

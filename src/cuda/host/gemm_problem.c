@@ -50,6 +50,13 @@ static dw_status check_alignment(const void *address, uint32_t needed, const cha
     return DW_OK;
 }
 
+dw_status dw_gemm_check_workspace(const char *who, const void *workspace, size_t bytes) {
+    if (bytes > 0 && (!workspace || alignment_of(workspace) < FRESH_ALIGNMENT))
+        return dw_fail(DW_ERROR_INVALID_ARGUMENT, "%s: the workspace at %p must be aligned to %d bytes", who, workspace,
+                       FRESH_ALIGNMENT);
+    return DW_OK;
+}
+
 /* Elements between rows; a matrix of one row has no use for its stride, so any is allowed there. */
 static int64_t leading(const dw_tensor *t) {
     return t->shape[0] > 1 ? t->strides[0] : (t->shape[1] > 1 ? t->shape[1] : 1);

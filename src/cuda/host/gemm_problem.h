@@ -49,4 +49,7 @@ void dw_gemm_describe(const dw_gemm_problem *problem, char *text, size_t capacit
 
 const char *dw_gemm_scaling_name(dw_gemm_scaling scaling);
 
+/* INVALID_ARGUMENT, in the name of `who`, for a workspace of these bytes that is not there or not aligned to 256. */
+dw_status dw_gemm_check_workspace(const char *who, const void *workspace, size_t bytes);
+
 #endif

@@ -107,14 +107,15 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
 }
 
 /* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 and 2026-11-28;
- * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a
- * cycle) each form reaches, what writing a tile and starting the next one cost, the bytes a multiprocessor gets from
- * the L2 cache in a cycle, and all of them from memory. What is smaller than 128x256 and 192x128 is there for products
- * of few rows, but for 128x192, which is for groups. */
+ * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what
+ * writing a tile and starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all
+ * of them from memory. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
+ * which is for groups. */
 #define PEAK 4096.0
 #define L2_BYTES 56.0
 #define MEMORY_BYTES 1800.0
-#define SPLIT_CYCLES 8000.0 /* what the parts of split tiles cost a multiprocessor */
+#define SPLIT_CYCLES 8000.0     /* what the parts of split tiles cost a multiprocessor */
+#define SPLIT_TILE_CYCLES 200.0 /* and what any tile costs more in kernels that can split */
 
 static double share_of_peak(const dw_gemm_sm90_row *row) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
@@ -139,7 +140,7 @@ static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;
     double products = (double)row->tile_m * row->tile_n * k / PEAK / share_of_peak(row);
     double copies = (a_rows + b_rows) * k / L2_BYTES;
-    return (products > copies ? products : copies) + written + (row->splits ? 200 : 0);
+    return (products > copies ? products : copies) + written + (row->splits ? SPLIT_TILE_CYCLES : 0);
 }
 
 static double predicted_cycles(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors,

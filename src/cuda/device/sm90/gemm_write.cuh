@@ -1,0 +1,162 @@
+/* Writing a tile of D: a part of gemm_block_scaled.cuh, whose parameters and sizes it takes. A warpgroup's sums go out
+ * by chunks, as BF16 through shared memory with the copy engine, or from registers where STORE_BUFFERS is 0 or D FP32.
+ */
+#ifndef DW_DEVICE_SM90_GEMM_WRITE_CUH
+#define DW_DEVICE_SM90_GEMM_WRITE_CUH
+
+/* columns of sums that a thread holds: column + 8 j and the next */
+DW_DEVICE void add_bias(const dw_gemm_sm90_params *p, float *sums, int column) {
+#pragma unroll
+    for (int j = 0; j < CHUNK_N / 8; j++) {
+        int c = column + 8 * j;
+        if (c >= p->n) continue;
+        uint32_t two = *(const uint32_t *)((const uint16_t *)p->bias + c);
+        float low = __uint_as_float(two << 16), high = __uint_as_float(two & 0xFFFF0000);
+        sums[4 * j] += low;
+        sums[4 * j + 1] += high;
+        sums[4 * j + 2] += low;
+        sums[4 * j + 3] += high;
+    }
+}
+
+#if !OUT_F32
+DW_DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+    float low = __uint_as_float(a << 16) + __uint_as_float(b << 16);
+    float high = __uint_as_float(a & 0xFFFF0000) + __uint_as_float(b & 0xFFFF0000);
+    return cvt_rn_bf16x2_f32(high, low);
+}
+
+DW_DEVICE uint4 add_bf16x8(uint4 a, uint4 b) {
+    return make_uint4(add_bf16x2(a.x, b.x), add_bf16x2(a.y, b.y), add_bf16x2(a.z, b.z), add_bf16x2(a.w, b.w));
+}
+#endif
+
+#if OUT_F32
+/* One chunk, from registers; row, column: of this thread's first element. */
+DW_DEVICE void write_registers(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (row + 8 * half >= row_end) continue;
+        float *out = (float *)p->out + (row + 8 * half) * p->out_ld + column;
+#pragma unroll
+        for (int j = 0; j < CHUNK_N / 8; j++) {
+            if (column + 8 * j >= p->n) continue;
+            float2 v = make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+            if (p->accumulate) {
+                float2 old = *(const float2 *)(out + 8 * j);
+                v.x += old.x;
+                v.y += old.y;
+            }
+            *(float2 *)(out + 8 * j) = v;
+        }
+    }
+}
+#elif !THROUGH_SHARED
+/* Four neighbouring threads hold two columns each of four groups of eight: afterwards each has all of one group, the
+ * thread's number among the four. */
+DW_DEVICE uint4 exchange_in_quad(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+    uint32_t low_got = __shfl_xor_sync(0xFFFFFFFF, odd ? a : b, 1),
+             high_got = __shfl_xor_sync(0xFFFFFFFF, odd ? c : d, 1);
+    uint32_t w = odd ? low_got : a, x = odd ? b : low_got, y = odd ? high_got : c, z = odd ? d : high_got;
+    uint32_t first = __shfl_xor_sync(0xFFFFFFFF, high ? w : y, 2),
+             second = __shfl_xor_sync(0xFFFFFFFF, high ? x : z, 2);
+    return high ? make_uint4(first, second, y, z) : make_uint4(w, x, first, second);
+}
+
+/* One chunk, from registers; row, column: of this thread's first element. Each row gets 64 bytes at a time. */
+DW_DEVICE void write_registers(const dw_gemm_sm90_params *p, const float *sums, int row, int row_end, int column) {
+    const int own = threadIdx.x % 4; /* which of four groups of columns this thread writes */
+    column += 8 * own - 2 * own;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint16_t *out = (uint16_t *)p->out + (row + 8 * half) * p->out_ld + column;
+#pragma unroll
+        for (int j = 0; j < CHUNK_N / 8; j += 4) {
+            const float *s = sums + 4 * j + 2 * half;
+            uint4 v = exchange_in_quad(cvt_rn_bf16x2_f32(s[1], s[0]), cvt_rn_bf16x2_f32(s[5], s[4]),
+                                       cvt_rn_bf16x2_f32(s[9], s[8]), cvt_rn_bf16x2_f32(s[13], s[12]));
+            if (row + 8 * half >= row_end || column + 8 * j >= p->n) continue;
+            uint4 *to = (uint4 *)(out + 8 * j);
+            *to = p->accumulate ? add_bf16x8(v, *to) : v;
+        }
+    }
+}
+#else
+/* 64 rows and 64 columns to the shared memory at `to`. Lane i of a warp gives the address of row i % 8 of the 8x8
+ * matrix i / 8 of four; 16-byte units are swizzled by the row as the copy engine expects. */
+DW_DEVICE void stage_store(const float *sums, uint32_t to, int thread) {
+    int row = 16 * (thread / 32) + thread % 16, unit = thread % 32 / 16;
+#pragma unroll
+    for (int j = 0; j < 8; j += 2)
+        stmatrix_x4(to + row * 128 + (((j + unit) ^ (row % 8)) * 16), cvt_rn_bf16x2_f32(sums[4 * j + 1], sums[4 * j]),
+                    cvt_rn_bf16x2_f32(sums[4 * j + 3], sums[4 * j + 2]),
+                    cvt_rn_bf16x2_f32(sums[4 * j + 5], sums[4 * j + 4]),
+                    cvt_rn_bf16x2_f32(sums[4 * j + 7], sums[4 * j + 6]));
+}
+
+/* From there to D, row by row: for rows the copy engine must not touch, those of the next group, and to add. */
+DW_DEVICE void write_rows(const dw_gemm_sm90_params *p, const char *from, int row, int row_end, int column,
+                          int thread) {
+    for (int i = thread; i < 64 * 8; i += WARPGROUP) {
+        int r = i / 8, unit = i % 8, c = column + 8 * unit;
+        if (row + r >= row_end || c >= p->n) continue;
+        uint4 v = *(const uint4 *)(from + r * 128 + ((unit ^ (r % 8)) * 16));
+        uint4 *to = (uint4 *)((uint16_t *)p->out + (row + r) * p->out_ld + c);
+        *to = p->accumulate ? add_bf16x8(v, *to) : v;
+    }
+}
+
+/* 64 x 64 elements, from their buffer to D. */
+DW_DEVICE void write_part(const dw_gemm_sm90_params *p, const char *from, const tile_slot *tile, int row, int column) {
+    const int thread = threadIdx.x % WARPGROUP;
+    if (p->accumulate || (GROUPED && row + 64 > tile->row_end))
+        write_rows(p, from, row, tile->row_end, column, thread);
+    else if (thread == 0)
+        cp_async_bulk_tensor_2d_store(&p->d, column, row, shared_address(from));
+}
+
+/* The buffers are used in turn, a chunk's parts together; the copy engine may still read those not in turn. */
+#define CHUNK_PARTS (CHUNK_N / 64)
+#define PARTS_AT_ONCE (STORE_BUFFERS < CHUNK_PARTS ? STORE_BUFFERS : CHUNK_PARTS)
+#define STORE_TURNS (STORE_BUFFERS / PARTS_AT_ONCE)
+#endif
+
+/* Chunk number `sub` of this warpgroup's part of a tile. */
+DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, float *sums, char *shared, int warpgroup,
+                           const tile_slot *tile, int sub) {
+    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
+    const int row = tile->row + 64 * (warpgroup * SUB_M + sub / SUB_N);
+    const int column = tile->column + CHUNK_N * (sub % SUB_N);
+    if (p->bias) add_bias(p, sums, column + 2 * (lane % 4));
+#if !THROUGH_SHARED
+    write_registers(p, sums, row + 16 * (thread / 32) + lane / 4, tile->row_end, column + 2 * (lane % 4));
+#else
+#pragma unroll
+    for (int first = 0; first < CHUNK_PARTS; first += PARTS_AT_ONCE) {
+        const int turn = (sub * CHUNK_PARTS + first) / PARTS_AT_ONCE % STORE_TURNS;
+        char *buffers = shared + STORE_AT + (warpgroup * STORE_BUFFERS + turn * PARTS_AT_ONCE) * STORE_BYTES;
+        if (thread == 0) cp_async_bulk_wait_group_read(STORE_TURNS - 1);
+        bar_sync(1 + warpgroup, WARPGROUP);
+#pragma unroll
+        for (int i = 0; i < PARTS_AT_ONCE; i++)
+            stage_store(sums + (first + i) * 32, shared_address(buffers + i * STORE_BYTES), thread);
+        fence_proxy_async();
+        bar_sync(1 + warpgroup, WARPGROUP);
+#pragma unroll
+        for (int i = 0; i < PARTS_AT_ONCE; i++)
+            write_part(p, buffers + i * STORE_BYTES, tile, row, column + 64 * (first + i));
+        if (thread == 0) cp_async_bulk_commit_group();
+    }
+#endif
+}
+
+/* All of them. They are named one by one: the compiler would keep a loop over them one, and the sums in local memory.
+ */
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
+                          const tile_slot *tile) {
+    write_chunk(p, sums[0], shared, warpgroup, tile, 0);
+    if (SUBS > 1) write_chunk(p, sums[SUBS - 1], shared, warpgroup, tile, SUBS - 1);
+}
+
+#endif
