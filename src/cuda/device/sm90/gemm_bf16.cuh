@@ -19,6 +19,7 @@
  * MULTICAST  0 or MULTICAST_B
  * OUT_F32    D is FP32, else BF16
  * KERNEL     the name */
+#include "sm90/bf16_part.cuh"
 #include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
 #include "sm90/wgmma.cuh"
@@ -197,40 +198,6 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, const
     }
 }
 #else
-/* 64 rows and 64 columns to the shared memory at `to`. Lane i of a warp gives the address of row i % 8 of the 8x8
- * matrix i / 8 of four; 16-byte units are swizzled by the row as the copy engine expects. */
-DW_DEVICE void stage_store(const float *sums, uint32_t to, int thread) {
-    const int row = 16 * (thread / 32) + thread % 16, unit = thread % 32 / 16;
-#pragma unroll
-    for (int j = 0; j < 8; j += 2)
-        stmatrix_x4(to + row * 128 + (((j + unit) ^ (row % 8)) * 16), cvt_rn_bf16x2_f32(sums[4 * j + 1], sums[4 * j]),
-                    cvt_rn_bf16x2_f32(sums[4 * j + 3], sums[4 * j + 2]),
-                    cvt_rn_bf16x2_f32(sums[4 * j + 5], sums[4 * j + 4]),
-                    cvt_rn_bf16x2_f32(sums[4 * j + 7], sums[4 * j + 6]));
-}
-
-DW_DEVICE uint32_t add_bf16x2(uint32_t a, uint32_t b) {
-    const float low = __uint_as_float(a << 16) + __uint_as_float(b << 16);
-    const float high = __uint_as_float(a & 0xFFFF0000) + __uint_as_float(b & 0xFFFF0000);
-    return cvt_rn_bf16x2_f32(high, low);
-}
-
-/* From there to D, row by row: for rows the copy engine must not touch, those of the next group, and to add. */
-DW_DEVICE void write_rows(const dw_gemm_sm90_params *p, const char *from, int row, int row_end, int column) {
-    for (int i = threadIdx.x % WARPGROUP; i < 64 * 8; i += WARPGROUP) {
-        const int r = i / 8, unit = i % 8, c = column + 8 * unit;
-        if (row + r >= row_end || c >= p->n) continue;
-        uint4 v = *(const uint4 *)(from + r * 128 + ((unit ^ (r % 8)) * 16));
-        uint4 *to = (uint4 *)((uint16_t *)p->out + (row + r) * p->out_ld + c);
-        if (p->accumulate) {
-            const uint4 old = *to;
-            v = make_uint4(add_bf16x2(v.x, old.x), add_bf16x2(v.y, old.y), add_bf16x2(v.z, old.z),
-                           add_bf16x2(v.w, old.w));
-        }
-        *to = v;
-    }
-}
-
 DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char *shared, const tile_work *work,
                           int warpgroup) {
     const int thread = threadIdx.x % WARPGROUP, row = work->row + 64 * warpgroup;
@@ -247,7 +214,7 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char 
         fence_proxy_async();
         bar_sync(1 + warpgroup, WARPGROUP);
         if (by_rows)
-            write_rows(p, buffer, row, work->row_end, column);
+            write_rows(p, buffer, row, work->row_end, column, thread);
         else if (thread == 0)
             cp_async_bulk_tensor_2d_store(&p->d, column, row, shared_address(buffer));
         if (thread == 0) cp_async_bulk_commit_group();
