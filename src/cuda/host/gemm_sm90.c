@@ -106,7 +106,7 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
     return (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
 }
 
-/* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 and 2026-11-28;
+/* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 to 2026-11-29;
  * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what
  * writing a tile and starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all
  * of them from memory. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
@@ -120,10 +120,10 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
 static double share_of_peak(const dw_gemm_sm90_row *row) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
     if (row->b_vector) return 0.60;
-    if (row->warpgroups == 3) return pair ? 0.812 : 0.800;
+    if (row->warpgroups == 3) return pair ? 0.835 : 0.845;
     switch (row->tile_m * row->tile_n) {
-    case 128 * 192: return 0.79;
-    case 128 * 256: return !pair ? 0.795 : dense ? 0.772 : 0.785;
+    case 128 * 192: return 0.82;
+    case 128 * 256: return !pair ? 0.82 : dense ? 0.79 : 0.80;
     case 128 * 128: return 0.78;
     case 128 * 64: return row->tile_m == 128 ? 0.59 : 0.51;
     case 64 * 64: return 0.38;
@@ -133,7 +133,7 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
-    double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 700 : 300)
+    double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 700 : 600)
                      : row->tile_m * row->tile_n == 32768       ? (pair && dense ? 1000 : 1300)
                                                                 : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;

@@ -215,6 +215,20 @@ DW_DEVICE void mbarrier_wait_parity(uint64_t *barrier, uint32_t parity) {
                  : "memory");
 }
 
+/* Whether that phase is complete, without waiting. */
+DW_DEVICE bool mbarrier_test_wait_parity(uint64_t *barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done;\n"
+                 "}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return done;
+}
+
 /* `bytes` (a multiple of 16) from global to shared memory, both 16-byte aligned; counts on `barrier`. */
 DW_DEVICE void cp_async_bulk_shared_global(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

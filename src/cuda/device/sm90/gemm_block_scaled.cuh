@@ -12,9 +12,11 @@
  * number per stage and chunk, because a load in the multiplying warps would stall them. Which tile it is travels with
  * its first stage, so that the multiplying warps need not compute it. Each of their warpgroups takes its rows of the
  * tile, 64 at a time, by chunks of CHUNK_N columns, and writes them through shared memory with the copy engine while
- * the copying warp is ahead in the next tile. With MULTICAST two neighbouring blocks share the larger operand and load
- * half of it each. Once everything is on its way the next kernel may start; until this one has ended it does no more
- * than find its first tile.
+ * the copying warp is ahead in the next tile. Between the end of one chunk's products and the start of the next ones a
+ * warpgroup does nothing but add up: whatever else a stage needs, its scales and to know that the next one is there, is
+ * asked for while products run. With MULTICAST two neighbouring blocks share the larger operand and load half of it
+ * each. Once everything is on its way the next kernel may start; until this one has ended it does no more than find its
+ * first tile.
  *
  * TILE_M, TILE_N   tile of D
  * CHUNK_N          columns multiplied at once: 32, 64, 128 or 192
@@ -392,10 +394,10 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
 
 /* ---- the multiplying warpgroups ---- */
 
-/* The scales of one stage that a thread needs besides those of single columns. */
+/* What a thread's products of one stage are multiplied by, but for scales of single columns of B: those of its rows r
+ * and r + 8 of each sub-tile, times the one of each part of the columns where B has square blocks. */
 typedef struct stage_scales {
-    float a[SUB_M][2];    /* of its rows r and r + 8 of each sub-tile */
-    float b[TILE_SCALES]; /* of square blocks */
+    float of[SUB_M][2][TILE_SCALES];
 } stage_scales;
 
 /* The products of 64 rows and CHUNK_N columns over one stage, begun: with ADD_UP they replace what was there. */
@@ -418,20 +420,24 @@ DW_DEVICE void multiply(float *products, uint32_t a_low, uint32_t b_low) {
 }
 
 #if ADD_UP
-/* Adds the products of one chunk, scaled, to its sums. b: the stage's scales of square blocks; b_scale: those of single
- * columns. */
-DW_DEVICE void promote(float *sums, const float *products, const float *a, const float *b, const char *b_scale) {
+/* Adds the products of one chunk, scaled, to its sums. scales: of its rows, for the parts of the tile's columns from
+ * `part` on; columns: the scales of single columns. */
+DW_DEVICE void promote(float *sums, const float *products, const float scales[2][TILE_SCALES], int part,
+                       const char *columns) {
 #pragma unroll
     for (int j = 0; j < CHUNK_N / 8; j++) {
 #if B_VECTOR
-        float b0 = shared_scale(b_scale, 8 * j), b1 = shared_scale(b_scale, 8 * j + 1);
-#else
-        float b0 = b[j / (SCALE_N / 8)], b1 = b0;
+        const float b0 = shared_scale(columns, 8 * j), b1 = shared_scale(columns, 8 * j + 1);
 #endif
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            sums[4 * j + 2 * half] += products[4 * j + 2 * half] * (a[half] * b0);
-            sums[4 * j + 2 * half + 1] += products[4 * j + 2 * half + 1] * (a[half] * b1);
+#if B_VECTOR
+            const float scale0 = scales[half][0] * b0, scale1 = scales[half][0] * b1;
+#else
+            const float scale0 = scales[half][part + j / (SCALE_N / 8)], scale1 = scale0;
+#endif
+            sums[4 * j + 2 * half] += products[4 * j + 2 * half] * scale0;
+            sums[4 * j + 2 * half + 1] += products[4 * j + 2 * half + 1] * scale1;
         }
     }
 }
@@ -497,64 +503,92 @@ DW_DEVICE void release_stage(char *shared, int stage) {
     if (CLUSTER == 1 && lane == 0) mbarrier_arrive(empty);
 }
 
+/* Iterations of the loop over stages that are laid out one after the other: no branch stands between them, and what
+ * depends on a stage's number in its batch of scales is known beforehand. Not where registers do not suffice for it. */
+#define UNROLLED_STAGES (K_SPLIT > 1 || (B_VECTOR && SCALE_F32 && !OUT_F32) ? 1 : SCALE_BATCH)
+
+/* Chunk `sub` of a stage, begun. */
+DW_DEVICE void multiply_chunk(float *products, const math_state *m, int stage, int sub) {
+    const int at = stage * (STAGE_BYTES / 16);
+    multiply(products, m->a_low + at + sub / SUB_N * (64 * BLOCK_K / 16),
+             m->b_low + at + sub % SUB_N * (CHUNK_N * BLOCK_K / 16));
+}
+
 #if ADD_UP
-/* One stage, number i of its batch of scales, of the tile that begins in a row: its products, scaled, onto `sums`. The
- * scales are read before the products are begun: read meanwhile, they would hold back some of the four instructions. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup, int row, int i,
-                              math_state *m) {
+/* The scales of stage i of the batch in turn, for the tile that begins in a row. */
+DW_DEVICE void read_scales(stage_scales *s, char *shared, int warpgroup, int row, int i, const math_state *m) {
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
-    const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
-    const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
-    const char *scales = batch_scales(shared, &m->batch), *b_scales = scales + A_SCALE_BYTES;
+    const char *scales = batch_scales(shared, &m->batch);
     const int a_rows = warpgroup % ROW_WARPGROUPS * (A_SCALE_PARTS > 1 ? SCALE_BATCH * A_SCALE_ROWS : 64 * SUB_M);
-    const int a_scale_at = a_rows + i * A_SCALE_ROWS + 16 * (thread / 32) + lane / 4 + scale_offset(row);
-    const int b_scale_at = (i * TILE_N + 2 * (lane % 4)) * SCALE_BYTES;
-    float products[CHUNK_REGISTERS];
-    stage_scales s;
-    wait_for_stage(shared, &m->place);
+    const int at = a_rows + i * A_SCALE_ROWS + 16 * (thread / 32) + lane / 4 + scale_offset(row);
 #pragma unroll
-    for (int j = 0; j < SUB_M; j++) {
-        s.a[j][0] = shared_scale(scales, a_scale_at + 64 * j);
-        s.a[j][1] = shared_scale(scales, a_scale_at + 64 * j + 8);
+    for (int part = 0; part < (B_VECTOR ? 1 : TILE_SCALES); part++) {
+        const float b = B_VECTOR ? 1.0f : ((const float *)(scales + A_SCALE_BYTES))[i * TILE_SCALES + part];
+#pragma unroll
+        for (int j = 0; j < SUB_M; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                s->of[j][half][part] = shared_scale(scales, at + 64 * j + 8 * half) * b;
     }
-#pragma unroll
-    for (int j = 0; j < TILE_SCALES; j++)
-        s.b[j] = B_VECTOR ? 1.0f : ((const float *)b_scales)[i * TILE_SCALES + j];
+}
+
+/* On to the next stage's place; whether it is there. Nothing that follows is asked for sooner: an order that the
+ * compiler keeps. Scales asked for between a chunk's four instructions would hold back those after them, since shared
+ * memory, which feeds the tensor core, takes its time. */
+DW_DEVICE bool next_stage(char *shared, math_state *m) {
+    ring_advance(&m->place, K_SPLIT);
+    return mbarrier_test_wait_parity((uint64_t *)(shared + BARRIER_AT) + m->place.stage, m->place.phase);
+}
+
+/* Whether each stage reads the next one's scales: where a batch's stages are laid out one after the other and registers
+ * are left; not where results are FP32, whose pairs of sums the compiler would then put into the banks of their
+ * products. */
+#define SCALES_AHEAD (UNROLLED_STAGES == SCALE_BATCH && !B_VECTOR && !OUT_F32)
+/* Whether the next stage is asked for behind a stage's first chunk of several, to keep its scales behind it. */
+#define ASKS_EARLY (SUBS == 1 || !SCALES_AHEAD)
+
+/* One stage, number i of its batch of scales, of the tile that begins in a row: its products, whose first chunk runs
+ * already, scaled, onto `sums`. Then the next stage's first chunk is begun, but for the tile's `last`. s: its scales,
+ * and afterwards, with SCALES_AHEAD, the next stage's of the same batch. */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *products, char *shared, int warpgroup, int row,
+                              int i, bool last, stage_scales *s, math_state *m) {
+    const int stage = m->place.stage;
+    const char *columns =
+        batch_scales(shared, &m->batch) + A_SCALE_BYTES + (i * TILE_N + 2 * (threadIdx.x % 4)) * SCALE_BYTES;
+    stage_scales ahead;
+    bool there = false;
+    if (ASKS_EARLY) there = next_stage(shared, m);
+    if (!SCALES_AHEAD || i == 0) read_scales(s, shared, warpgroup, row, i, m);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
         const int i_m = sub / SUB_N, i_n = sub % SUB_N;
-        multiply(products, a_low + i_m * (64 * BLOCK_K / 16), b_low + i_n * (CHUNK_N * BLOCK_K / 16));
+        if (sub > 0) multiply_chunk(products, m, stage, sub);
+        if (!ASKS_EARLY && sub == SUBS - 1) there = next_stage(shared, m);
+        if (SCALES_AHEAD && sub == SUBS - 1 && i + 1 < SCALE_BATCH)
+            read_scales(&ahead, shared, warpgroup, row, i + 1, m);
         wgmma_wait_group_0();
-        const char *columns = b_scales + i_n * CHUNK_N * SCALE_BYTES + b_scale_at;
-        if (B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b + i_n * CHUNK_SCALES, columns);
-        if (sub == SUBS - 1) release_stage(shared, m->place.stage);
-        if (!B_VECTOR) promote(sums[sub], products, s.a[i_m], s.b + i_n * CHUNK_SCALES, columns);
+        const char *chunk_columns = columns + i_n * CHUNK_N * SCALE_BYTES;
+        if (B_VECTOR) promote(sums[sub], products, s->of[i_m], 0, chunk_columns);
+        if (sub == SUBS - 1) release_stage(shared, stage);
+        if (!B_VECTOR) promote(sums[sub], products, s->of[i_m], i_n * CHUNK_SCALES, chunk_columns);
     }
-    ring_advance(&m->place, K_SPLIT);
+    if (SCALES_AHEAD && i + 1 < SCALE_BATCH) *s = ahead;
+    if (last) return;
+    if (!there) wait_for_stage(shared, &m->place);
+    multiply_chunk(products, m, m->place.stage, 0);
 }
 #else
 /* One stage: its products as they are onto `sums`, both chunks begun before the first is waited for. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], char *shared, int, int, int, math_state *m) {
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *, char *shared, int, int, int, bool,
+                              stage_scales *, math_state *m) {
     wait_for_stage(shared, &m->place);
-    const uint32_t a_low = m->a_low + m->place.stage * (STAGE_BYTES / 16);
-    const uint32_t b_low = m->b_low + m->place.stage * (STAGE_BYTES / 16);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++)
-        multiply(sums[sub], a_low + sub / SUB_N * (64 * BLOCK_K / 16), b_low + sub % SUB_N * (CHUNK_N * BLOCK_K / 16));
+        multiply_chunk(sums[sub], m, m->place.stage, sub);
     wgmma_wait_group_0();
     release_stage(shared, m->place.stage);
     ring_advance(&m->place, K_SPLIT);
 }
-#endif
-
-/* Iterations of the loop over stages that are laid out one after the other: what one adds up is then mixed with asking
- * for the next one's stage, and no branch stands between them. As many as the registers allow, up to a batch. */
-#if K_SPLIT > 1 || (MULTICAST && MATH_WARPGROUPS == 3) || (GROUPED == GROUPED_K && OUT_F32) || (B_VECTOR && !OUT_F32)
-#define UNROLLED_STAGES 1
-#elif GROUPED == GROUPED_K || B_VECTOR
-#define UNROLLED_STAGES 4
-#else
-#define UNROLLED_STAGES 8
 #endif
 
 #if SPLITS
@@ -603,6 +637,10 @@ DW_DEVICE void leave_part(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 }
 #endif
 
+/* Of large tiles the first chunk is begun before it is known whether there is a tile, and after the last one in vain:
+ * which does not count there, as it would in products of few rows. */
+#define BEGIN_UNSEEN (ADD_UP && TILE_M * TILE_N >= 128 * 192)
+
 /* All tiles of a multiplying warpgroup. */
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
     const uint32_t rows = shared_address(shared) + warpgroup % ROW_WARPGROUPS * (64 * SUB_M * BLOCK_K);
@@ -616,12 +654,15 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
     m.batch.batch = 0;
     m.batch.phase = 0;
     for (;;) {
+        float products[CHUNK_REGISTERS], sums[SUBS][CHUNK_REGISTERS];
+        stage_scales scales;
         wait_for_stage(shared, &m.place);
+        if (BEGIN_UNSEEN) multiply_chunk(products, &m, m.place.stage, 0);
         const tile_slot tile = *(const tile_slot *)(shared + SLOT_AT + m.place.stage * TILE_SLOT_BYTES);
         const int work = uniform(tile.work); /* one shuffle: after a second one the compiler trusts none */
         if (work < 0) break;
+        if (ADD_UP && !BEGIN_UNSEEN) multiply_chunk(products, &m, m.place.stage, 0);
         const int k_blocks = slot_k_blocks(work);
-        float sums[SUBS][CHUNK_REGISTERS];
 #pragma unroll
         for (int sub = 0; sub < SUBS; sub++)
 #pragma unroll
@@ -632,16 +673,18 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
             if (UNROLLED_STAGES > 1 && left >= SCALE_BATCH) {
 #pragma unroll unrolled_stages
                 for (int i = 0; i < SCALE_BATCH; i++)
-                    multiply_stage(sums, shared, warpgroup, tile.row, i, &m);
+                    multiply_stage(sums, products, shared, warpgroup, tile.row, i,
+                                   i == SCALE_BATCH - 1 && left == SCALE_BATCH, &scales, &m);
             } else {
 #pragma unroll 1
                 for (int i = turn; i < min(left, SCALE_BATCH); i += K_SPLIT)
-                    multiply_stage(sums, shared, warpgroup, tile.row, i, &m);
+                    multiply_stage(sums, products, shared, warpgroup, tile.row, i, i + K_SPLIT >= left, &scales, &m);
             }
             release_batch(shared, &m.batch);
         }
         /* this warpgroup's place without operands, if it has one */
         if (places_of(k_blocks) - k_blocks > K_SPLIT - 1 - turn) {
+            wgmma_wait_group_0(); /* where it has no other, products of what lay there, which nobody adds up */
             wait_for_stage(shared, &m.place);
             release_stage(shared, m.place.stage);
             ring_advance(&m.place, K_SPLIT);
@@ -656,6 +699,7 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
 #endif
             if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
     }
+    wgmma_wait_group_0();
 #if THROUGH_SHARED
     if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
 #endif
