@@ -75,6 +75,7 @@ class LaunchConfig(c.Structure):
     )
 
 
+DEVICE_SOURCES = common.ROOT / "src" / "cuda" / "device"
 WORKSPACE_BYTES = 32 << 20  # DW_GEMM_WORKSPACE_MAX, more than any of these kernels needs
 MAX_DYNAMIC_SHARED = 8  # the driver's numbers, as in src/cuda/host/driver_api.h
 CLUSTER_DIMENSION, PROGRAMMATIC_SERIALIZATION = 4, 6
@@ -88,11 +89,15 @@ PROMOTE_128B, PROMOTE_256B = 2, 3
 
 def row_of(variant: str) -> dict[str, str]:
     """The parameters of a variant: those of its row in the table of kernels."""
-    name = VARIANTS[variant]
+    return row_named(VARIANTS[variant])
+
+
+def row_named(name: str) -> dict[str, str]:
+    """The parameters of a kernel's row in that table. Raises BenchError if it has none of that name."""
     table = common.ROOT / "src" / "registry" / "kernels.inc"
     found = re.search(rf"^CUDA_GEMM\({name}, ([^)]*)\)$", table.read_text(), re.MULTILINE)
     if found is None:
-        raise common.BenchError(f"{table}: no row {name}, which {variant} is made from")
+        raise common.BenchError(f"{table}: no row {name}")
     return dict(zip(COLUMNS, found[1].split(", "), strict=True))
 
 
@@ -114,13 +119,18 @@ def shared_bytes(row: dict[str, str]) -> int:
 
 
 def source(variant: str) -> str:
-    """What the build makes of a row, and ADD_UP 0; what this module takes for granted is asserted."""
-    row = row_of(variant)
+    """The source of a variant."""
+    return source_of(row_of(variant), f"unscaled_{variant}", {"ADD_UP": "0"})
+
+
+def source_of(row: dict[str, str], kernel: str, macros: dict[str, str]) -> str:
+    """What the build makes of a row, for a kernel of that name, and other macros; what this module takes for granted is
+    asserted."""
     values = {
         column: "0" if value == "NONE" else f"{column}_{value}" if value.isalpha() else value
         for column, value in row.items()
     }
-    lines = [f"#define KERNEL unscaled_{variant}", *(f"#define {name} {value}" for name, value in values.items())]
+    lines = [f"#define KERNEL {kernel}", *(f"#define {name} {value}" for name, value in values.items())]
     facts = {
         "SHARED_BYTES": shared_bytes(row),
         "SCALE_BATCH": SCALE_BATCH,
@@ -131,7 +141,8 @@ def source(variant: str) -> str:
             if name != "padding"
         },
     }
-    lines += ["#define ADD_UP 0", "#include <cstddef>", '#include "sm90/gemm_block_scaled.cuh"']
+    lines += [f"#define {name} {value}" for name, value in macros.items()]
+    lines += ["#include <cstddef>", '#include "sm90/gemm_block_scaled.cuh"']
     lines += [f'static_assert({what} == {value}, "bench/unscaled.py: {what}");' for what, value in facts.items()]
     return "\n".join(lines) + "\n"
 
@@ -166,44 +177,65 @@ def find_nvcc() -> str:
 
 def compile_variants() -> dict[str, bytes]:
     """The device code of each variant. Raises Unavailable without a compiler."""
-    nvcc, folders = find_nvcc(), [common.ROOT / name for name in ("src/cuda/device", "src", "include")]
+    return compile_sources({variant: (source(variant), DEVICE_SOURCES) for variant in VARIANTS})
+
+
+def compile_sources(sources: dict[str, tuple[str, Path]]) -> dict[str, bytes]:
+    """The device code of each source, by name; with each the folder that its own includes are in. Raises Unavailable
+    without a compiler."""
+    nvcc, shared = find_nvcc(), [common.ROOT / name for name in ("src", "include")]
     command = [nvcc, "-cubin", "-O3", "-std=c++17", "-Werror", "all-warnings"]
-    command += ["-gencode=arch=compute_90a,code=sm_90a", *(f"-I{folder}" for folder in folders)]
+    command += ["-gencode=arch=compute_90a,code=sm_90a"]
     with tempfile.TemporaryDirectory() as scratch:
         running = {}
-        for variant in VARIANTS:
-            text, code = Path(scratch, f"{variant}.cu"), Path(scratch, f"{variant}.cubin")
-            text.write_text(source(variant))
-            arguments = [*command, "-o", str(code), str(text)]
+        for number, (name, (text, folder)) in enumerate(sources.items()):
+            at, code = Path(scratch, f"{number}.cu"), Path(scratch, f"{number}.cubin")
+            at.write_text(text)
+            arguments = [*command, *(f"-I{include}" for include in (folder, *shared)), "-o", str(code), str(at)]
             process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            running[variant] = (process, code)
-        said = {variant: process.communicate()[0] for variant, (process, _) in running.items()}
-        for variant, (process, _) in running.items():
+            running[name] = (process, code)
+        said = {name: process.communicate()[0] for name, (process, _) in running.items()}
+        for name, (process, _) in running.items():
             if process.returncode != 0:
-                raise common.BenchError(f"{nvcc} does not compile {variant}: {said[variant]}")
-        return {variant: code.read_bytes() for variant, (_, code) in running.items()}
+                raise common.BenchError(f"{nvcc} does not compile {name}: {said[name]}")
+        return {name: code.read_bytes() for name, (_, code) in running.items()}
 
 
 # ---- launching -------------------------------------------------------------------------------------------------------
 
 
 class Kernel:
-    """A variant, loaded on PyTorch's current GPU."""
+    """A variant, or what source_of made of a `row` under a `name`, loaded on PyTorch's current GPU. band: rows of tiles
+    walked together, the library's if not given."""
 
-    def __init__(self, variant: str, code: bytes, driver: Any = None) -> None:
+    def __init__(
+        self,
+        variant: str,
+        code: bytes,
+        driver: Any = None,
+        row: dict[str, str] | None = None,
+        name: str | None = None,
+        band: int | None = None,
+    ) -> None:
         if driver is None:
             torch.zeros(1, device="cuda")  # only then is there a context to load it in
             driver = c.CDLL("libcuda.so.1")
         self.driver = driver
-        self.row = {name: int(value) for name, value in row_of(variant).items() if value.isdigit()}
-        self.shares = row_of(variant)["MULTICAST"]  # 0, A or B
-        self.scale_rows = scale_boxes(row_of(variant))[1]
+        row = row or row_of(variant)
+        self.row = {column: int(value) for column, value in row.items() if value.isdigit()}
+        self.shares = row["MULTICAST"]  # 0, A or B
+        self.scale_rows = scale_boxes(row)[1]
         self.cluster = 1 if self.shares == "0" else 2
-        self.shared_bytes = shared_bytes(row_of(variant))
+        self.shared_bytes = shared_bytes(row)
+        tile_m, high = self.row["TILE_M"], self.row["TILE_M"] == 192  # dw_gemm_sm90_band
+        wide = tile_m == 128 or (high and self.cluster > 1)
+        self.band = band or (16 if wide else 4 if high and not self.row["SPLITS"] else 8)
         self.module, self.function = c.c_void_p(), c.c_void_p()
         self.workspace: torch.Tensor | None = None
         self._check("cuModuleLoadData", c.byref(self.module), code)
-        self._check("cuModuleGetFunction", c.byref(self.function), self.module, f"unscaled_{variant}".encode())
+        self._check(
+            "cuModuleGetFunction", c.byref(self.function), self.module, (name or f"unscaled_{variant}").encode()
+        )
         self._check("cuFuncSetAttribute", self.function, c.c_int(MAX_DYNAMIC_SHARED), c.c_int(self.shared_bytes))
 
     def _check(self, name: str, *arguments: Any) -> None:
@@ -261,7 +293,7 @@ class Kernel:
             if self.workspace is None:  # of calls that follow each other
                 self.workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=a.device)
             p.workspace, p.ticket = self.workspace.data_ptr(), secrets.randbits(63) << 1 | 1
-        p.band = 16 if tile_m == 128 or (tile_m == 192 and self.cluster > 1) else 8  # dw_gemm_sm90_band
+        p.band = self.band
         down = -(-m // (tile_m * (2 if self.shares == "B" else 1)))
         across = -(-n // (tile_n * (2 if self.shares == "A" else 1)))
         tiles = multiprocessors if ends is not None else down * across  # the device knows the groups' sizes
