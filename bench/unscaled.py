@@ -1,8 +1,8 @@
 """The library's matrix kernels without their scales, compiled when asked for: ADD_UP 0 of gemm_block_scaled.cuh.
 
 The tensor core then adds up the whole reduction by itself, and all else is the library's kernel: tiles, copies, stores
-and launches. What such a kernel reaches, no way of applying scales in it can exceed. bench/variants.py has other variants
-compiled and launched here."""
+and launches. What such a kernel reaches, no way of applying scales in it can exceed. bench/variants.py has
+other variants compiled and launched here."""
 
 from __future__ import annotations
 
