@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import common, gpu_common, gpu_grouped, unscaled
+from bench import common, gpu_common, gpu_grouped, matrix_kernels, unscaled
 from bench.gpu_common import DEVICE
 from bench.gpu_gemm import SHAPES, deep_gemm_nt, row_wise
 from bench.gpu_operands import GROUP_M, LAUNCHES, Operand, deep_gemm, grouped, product, turns
@@ -41,8 +41,8 @@ def run(results: Path, rounds: int) -> Path:
     if library is None:
         result.absent("deepgemm", reason)
     try:
-        kernels = {name: unscaled.Kernel(name, code) for name, code in unscaled.compile_variants().items()}
-    except unscaled.Unavailable as error:
+        kernels = {name: unscaled.load(name, code) for name, code in unscaled.compile_variants().items()}
+    except matrix_kernels.Unavailable as error:
         result.absent("unscaled", str(error))
         kernels = {}
     for name, kernel in kernels.items():
@@ -51,10 +51,10 @@ def run(results: Path, rounds: int) -> Path:
     of_groups = {name: kernel for name, kernel in kernels.items() if name in unscaled.GROUPED}
     for m, n, k in (*SHAPES, *FEW_ROWS):
         count = gpu_common.rotation(m * k + n * k + 2 * m * n)
-        contenders = _contenders(m, n, k, count, library, dense)
+        contenders = contenders_of(m, n, k, count, library, dense)
         _measure(result, f"{m} x {n} x {k}", 2 * m * n * k, contenders, dense, count, rounds)
     for tokens, experts, n, k in GROUPED_SHAPES:
-        contenders = _grouped_contenders(tokens, experts, n, k, library, of_groups)
+        contenders = grouped_contenders_of(tokens, experts, n, k, library, of_groups)
         case = f"{tokens} tokens, {experts} experts, {n} x {k}"
         _measure(result, case, 2 * tokens * n * k, contenders, of_groups, 1, rounds)
         del contenders
@@ -67,7 +67,7 @@ def _measure(
     case: str,
     operations: int,
     contenders: dict[str, Callable[[int], Any]],
-    kernels: dict[str, unscaled.Kernel],
+    kernels: dict[str, matrix_kernels.Kernel],
     count: int,
     rounds: int,
 ) -> None:
@@ -102,8 +102,8 @@ def _measure(
         result.row(case, metric, unit, figures.pop("deepwell"), limit, **figures)
 
 
-def _contenders(
-    m: int, n: int, k: int, count: int, library: Any, kernels: dict[str, unscaled.Kernel]
+def contenders_of(
+    m: int, n: int, k: int, count: int, library: Any, kernels: dict[str, matrix_kernels.Kernel]
 ) -> dict[str, Callable[[int], Any]]:
     """All of them on the same operands, each variant of `kernels` under its name."""
     operands = [(Operand(m, k, cl.BLOCK_1X128), Operand(n, k, cl.BLOCK_128X128)) for _ in range(count)]
@@ -116,14 +116,12 @@ def _contenders(
     if library is not None:
         contenders["deepgemm"] = turns([deep_gemm_nt(library, a, b, out) for a, b, out in triples])
     for name, kernel in kernels.items():
-        contenders[name] = turns(
-            [_unscaled(kernel, a.bytes, a.scales, b.bytes, b.scales, out) for a, b, out in triples]
-        )
+        contenders[name] = turns([launch(kernel, a.bytes, a.scales, b.bytes, b.scales, out) for a, b, out in triples])
     return contenders
 
 
-def _grouped_contenders(
-    tokens: int, experts: int, n: int, k: int, library: Any, kernels: dict[str, unscaled.Kernel]
+def grouped_contenders_of(
+    tokens: int, experts: int, n: int, k: int, library: Any, kernels: dict[str, matrix_kernels.Kernel]
 ) -> dict[str, Callable[[int], Any]]:
     """The same of groups of equal size."""
     a, b = Operand(tokens, k, cl.BLOCK_1X128), Operand(experts * n, k, cl.BLOCK_128X128, groups=experts)
@@ -133,11 +131,13 @@ def _grouped_contenders(
     if library is not None:
         calls["deepgemm"] = gpu_grouped.deep_gemm_grouped(library, a, b, experts, n, out)
     for name, kernel in kernels.items():
-        calls[name] = _unscaled(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends=ends)
+        calls[name] = launch(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends=ends)
     return {name: turns([call]) for name, call in calls.items()}
 
 
-def _unscaled(kernel: unscaled.Kernel, *tensors: torch.Tensor, ends: torch.Tensor | None = None) -> Callable[[], None]:
+def launch(
+    kernel: matrix_kernels.Kernel, *tensors: torch.Tensor, ends: torch.Tensor | None = None
+) -> Callable[[], None]:
     return kernel.product(*tensors, multiprocessors(), lambda: cl.place_of(DEVICE)[1], ends)
 
 
@@ -151,7 +151,7 @@ def share(rate: float, clock: float) -> float:
     return rate * 1e12 / (multiprocessors() * FLOP_PER_CYCLE * clock * 1e6)
 
 
-def check(name: str, kernel: unscaled.Kernel, groups: bool = False) -> None:
+def check(name: str, kernel: matrix_kernels.Kernel, groups: bool = False) -> None:
     """Raises BenchError unless the kernel multiplies: small integers, whose sums are exact, with all scales 1; rows in
     four groups, one of them empty, if it is for groups."""
     m, n, k = CHECKED
@@ -168,7 +168,7 @@ def check(name: str, kernel: unscaled.Kernel, groups: bool = False) -> None:
     )
     out = torch.full((m, n), math.nan, device=DEVICE, dtype=torch.bfloat16)
     ends = torch.tensor(row_ends, dtype=torch.int32, device=DEVICE) if groups else None
-    _unscaled(kernel, a, ones[0], b, ones[1], out, ends=ends)()
+    launch(kernel, a, ones[0], b, ones[1], out, ends=ends)()
     expected = torch.cat(
         [
             rows.double() @ weights.double().t()

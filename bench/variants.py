@@ -5,9 +5,9 @@
 A variant is the end of a kernel's name in the table (of those with FP32 scales, square blocks in B and a BF16 result),
 for groups along M with "grouped_" before it; then other values of the columns, or any macro that the source knows; a
 slash and the rows of tiles walked together; an @ and a folder that stands for src/cuda/device. Each is compiled here,
-compared with the library's product, and measured beside it, DeepGEMM and cuBLASLt row-wise (of groups PyTorch's). Lines
-name the fastest first, with microseconds and speed relative to DeepGEMM, or to the library without it. Nothing is
-written to bench/results: what comes of it belongs in docs/measured-facts.md."""
+compared with the library's product, and measured beside it (deepwell), DeepGEMM and cuBLASLt row-wise (of groups
+PyTorch's). Lines name the fastest first, with microseconds and speed relative to DeepGEMM, or to the library without
+it. Nothing is written to bench/results: what comes of it belongs in docs/measured-facts.md."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from bench import common, gpu_common, gpu_gemm, gpu_grouped, gpu_limit, unscaled
+from bench import common, gpu_common, gpu_gemm, gpu_grouped, gpu_limit, matrix_kernels
 from bench.gpu_common import DEVICE
-from bench.gpu_operands import GROUP_M, LAUNCHES, Operand, deep_gemm, grouped, product, turns
+from bench.gpu_operands import GROUP_M, LAUNCHES, Operand, deep_gemm, grouped, product
 from deepwell import cuda_linear as cl
 
 SHAPE_SETS = {"dense": gpu_gemm.SHAPES, "few": gpu_limit.FEW_ROWS, "groups": gpu_grouped.SHAPES}
@@ -35,6 +35,7 @@ CHECKED_GROUPS = (300, 0, 4, 776, 128, 1500)
 CHECKED_GROUPS_NK = ((768, 768), (768, 2176))
 LARGEST_ERROR = 2**-8  # of ||difference|| / ||result||: two roundings to BF16 of sums added up in other orders
 KERNEL = "variant"
+FORMATS = ("K_SPLIT", "SCALE_F32", "B_VECTOR", "OUT_F32", "GROUPED")  # what operands and result are made for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Variant:
 
     @property
     def source(self) -> str:
-        return unscaled.source_of(self.row, KERNEL, self.macros)
+        return matrix_kernels.source(self.row, KERNEL, self.macros)
 
 
 def parse(text: str) -> Variant:
@@ -62,34 +63,28 @@ def parse(text: str) -> Variant:
     if found is None:
         raise common.BenchError(f"{text!r} is no variant: TILE[+MACRO[=VALUE]...][/ROWS][@FOLDER]")
     kind, tile, changes, band, folder = found.groups()
-    row, macros = dict(unscaled.row_named(unscaled.ROWS.format("grouped_m" if kind else "nt", tile))), {}
+    row, macros = dict(matrix_kernels.row_named(matrix_kernels.ROWS.format("grouped_m" if kind else "nt", tile))), {}
     for change in changes.split("+")[1:]:
         name, _, value = change.partition("=")
+        if name in FORMATS:
+            raise common.BenchError(f"{text!r}: {name} is not for variants to change")
         (row if name in row else macros)[name] = value or "1"
-    sources = Path(folder) if folder else unscaled.DEVICE_SOURCES
+    sources = Path(folder) if folder else matrix_kernels.DEVICE_SOURCES
     if not (sources / "sm90" / "gemm_block_scaled.cuh").is_file():
         raise common.BenchError(f"{text!r}: no sm90/gemm_block_scaled.cuh in {sources}")
     return Variant(text, row, macros, sources, int(band) if band else None)
 
 
-def load(variants: list[Variant]) -> dict[str, unscaled.Kernel]:
+def load(variants: list[Variant]) -> dict[str, matrix_kernels.Kernel]:
     """Their kernels, by their texts. Raises BenchError where one does not compile, Unavailable without a compiler."""
-    codes = unscaled.compile_sources({v.text: (v.source, v.folder) for v in variants})
-    return {v.text: unscaled.Kernel(v.text, codes[v.text], None, v.row, KERNEL, v.band) for v in variants}
-
-
-def launch(
-    kernel: unscaled.Kernel, a: Operand, b: Operand, out: torch.Tensor, ends: torch.Tensor | None = None
-) -> Callable[[], None]:
-    return kernel.product(
-        a.bytes, a.scales, b.bytes, b.scales, out, gpu_limit.multiprocessors(), lambda: cl.place_of(DEVICE)[1], ends
-    )
+    codes = matrix_kernels.compile_sources({v.text: (v.source, v.folder) for v in variants})
+    return {v.text: matrix_kernels.Kernel(v.row, KERNEL, codes[v.text], band=v.band) for v in variants}
 
 
 # ---- right or wrong --------------------------------------------------------------------------------------------------
 
 
-def differences(kernels: dict[str, unscaled.Kernel], groups: bool) -> list[str]:
+def differences(kernels: dict[str, matrix_kernels.Kernel], groups: bool) -> list[str]:
     """A line for each kernel whose result is not the library's, to rounding."""
     said = []
     for case in CHECKED_GROUPS_NK if groups else CHECKED:
@@ -98,7 +93,7 @@ def differences(kernels: dict[str, unscaled.Kernel], groups: bool) -> list[str]:
         (product(a, b, expected, cl.BACKEND_AUTO) if ends is None else grouped(GROUP_M, ends, a, b, expected))()
         for name, kernel in kernels.items():
             out.fill_(math.nan)
-            launch(kernel, a, b, out, ends)()
+            gpu_limit.launch(kernel, a.bytes, a.scales, b.bytes, b.scales, out, ends=ends)()
             error = float((out.double() - expected.double()).norm() / expected.double().norm())
             if not error <= LARGEST_ERROR:
                 said.append(f"{name} is wrong at {' x '.join(map(str, case))}: relative error {error:.2g}")
@@ -123,40 +118,14 @@ def _operands_to_check(
 
 
 def contenders(
-    shape: tuple[int, ...], kernels: dict[str, unscaled.Kernel], library: Any
+    shape: tuple[int, ...], kernels: dict[str, matrix_kernels.Kernel], library: Any
 ) -> tuple[dict[str, Callable[[int], Any]], int]:
     """All that multiply a shape, M x N x K or tokens, experts, N, K, and how many sets of buffers take turns."""
     if len(shape) == 4:
-        tokens, experts, n, k = shape
-        a, b = Operand(tokens, k, cl.BLOCK_1X128), Operand(experts * n, k, cl.BLOCK_128X128, groups=experts)
-        out = torch.empty(tokens, n, device=DEVICE, dtype=torch.bfloat16)
-        ends = gpu_grouped.on_device(gpu_grouped.ends_of(tokens, experts, "equal"))
-        calls: dict[str, Callable[[], Any]] = {
-            "library": grouped(GROUP_M, ends, a, b, out),
-            "torch": gpu_grouped.row_wise(a, b, experts, n, ends),
-        }
-        if library is not None:
-            calls["deepgemm"] = gpu_grouped.deep_gemm_grouped(library, a, b, experts, n, out)
-        calls |= {name: launch(kernel, a, b, out, ends) for name, kernel in kernels.items()}
-        return {name: turns([call]) for name, call in calls.items()}, 1
+        return gpu_limit.grouped_contenders_of(*shape, library, kernels), 1
     m, n, k = shape
     count = gpu_common.rotation(m * k + n * k + 2 * m * n)
-    sets = [
-        (
-            Operand(m, k, cl.BLOCK_1X128),
-            Operand(n, k, cl.BLOCK_128X128),
-            torch.empty(m, n, device=DEVICE, dtype=torch.bfloat16),
-        )
-        for _ in range(count)
-    ]
-    found: dict[str, Callable[[int], Any]] = {
-        "library": turns([product(a, b, out, cl.BACKEND_AUTO) for a, b, out in sets]),
-        "row": turns([gpu_gemm.row_wise(a, b) for a, b, _ in sets]),
-    }
-    if library is not None:
-        found["deepgemm"] = turns([gpu_gemm.deep_gemm_nt(library, a, b, out) for a, b, out in sets])
-    found |= {name: turns([launch(kernel, a, b, out) for a, b, out in sets]) for name, kernel in kernels.items()}
-    return found, count
+    return gpu_limit.contenders_of(m, n, k, count, library, kernels), count
 
 
 def under_load(calls: dict[str, Callable[[int], Any]], count: int) -> dict[str, float]:
@@ -166,7 +135,7 @@ def under_load(calls: dict[str, Callable[[int], Any]], count: int) -> dict[str, 
 
 
 def line(shape: tuple[int, ...], times: dict[str, float]) -> str:
-    base = times.get("deepgemm", times["library"])
+    base = times.get("deepgemm", times["deepwell"])
     ranked = sorted(times.items(), key=lambda item: item[1])
     return f"{'x'.join(map(str, shape))} " + " ".join(f"{name}:{t * 1e3:.2f}us/{base / t:.3f}" for name, t in ranked)
 
@@ -175,7 +144,7 @@ def means(seen: list[dict[str, float]]) -> str:
     """Geometric means over the shapes that a contender took part in."""
     ratios: dict[str, list[float]] = {}
     for times in seen:
-        base = times.get("deepgemm", times["library"])
+        base = times.get("deepgemm", times["deepwell"])
         for name, t in times.items():
             ratios.setdefault(name, []).append(base / t)
     found = {name: statistics.geometric_mean(values) for name, values in ratios.items()}

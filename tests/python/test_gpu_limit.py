@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import common, gpu_common, gpu_limit, gpu_sampler, unscaled
+from bench import common, gpu_common, gpu_limit, gpu_sampler, matrix_kernels, unscaled
 
 SOURCES = common.ROOT / "build/release/device/sm90"
 
@@ -35,7 +35,7 @@ def test_a_variant_is_the_librarys_kernel_but_for_what_it_names(variant: str) ->
 def test_the_variants_compile_and_match_what_the_host_takes_for_granted() -> None:
     try:
         made = unscaled.compile_variants()
-    except unscaled.Unavailable as error:
+    except matrix_kernels.Unavailable as error:
         pytest.skip(str(error))
     for variant, code in made.items():
         assert f"unscaled_{variant}".encode() in code
@@ -43,12 +43,12 @@ def test_the_variants_compile_and_match_what_the_host_takes_for_granted() -> Non
 
 def test_a_wrong_assumption_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        unscaled.find_nvcc()
-    except unscaled.Unavailable as error:
+        matrix_kernels.find_nvcc()
+    except matrix_kernels.Unavailable as error:
         pytest.skip(str(error))
     monkeypatch.setattr(unscaled, "VARIANTS", {"128x256": unscaled.VARIANTS["128x256"]})
-    monkeypatch.setattr(unscaled, "shared_bytes", lambda row: 4096)
-    with pytest.raises(common.BenchError, match=r"does not compile 128x256: .*unscaled\.py: SHARED_BYTES"):
+    monkeypatch.setattr(matrix_kernels, "shared_bytes", lambda row: 4096)
+    with pytest.raises(common.BenchError, match=r"does not compile 128x256: .*matrix_kernels\.py: SHARED_BYTES"):
         unscaled.compile_variants()
 
 
@@ -59,12 +59,12 @@ def test_an_absent_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     old.chmod(0o755)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "nothing"))
     monkeypatch.setattr(common, "ROOT", tmp_path / "nothing")
-    monkeypatch.setattr(unscaled.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(matrix_kernels.shutil, "which", lambda name, path=None: None)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(unscaled.Unavailable, match=rf"no CUDA 13 compiler.*{old}: release 12\.8"):
-        unscaled.find_nvcc()
+    with pytest.raises(matrix_kernels.Unavailable, match=rf"no CUDA 13 compiler.*{old}: release 12\.8"):
+        matrix_kernels.find_nvcc()
     old.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
-    assert unscaled.find_nvcc() == str(old)
+    assert matrix_kernels.find_nvcc() == str(old)
 
 
 class _Driver:
@@ -95,11 +95,11 @@ class _Driver:
         return 0
 
     def cuLaunchKernelEx(self, config: Any, function: Any, arguments: Any, extra: Any) -> int:
-        config, params = config._obj, unscaled.Params.from_address(arguments[0])
-        kept = (unscaled.LaunchAttribute * config.attribute_count).from_address(config.attributes)
+        config, params = config._obj, matrix_kernels.Params.from_address(arguments[0])
+        kept = (matrix_kernels.LaunchAttribute * config.attribute_count).from_address(config.attributes)
         attributes = {attribute.id: tuple(attribute.value[:3]) for attribute in kept}
         self.launches.append((tuple(config.grid), tuple(config.block), config.shared_bytes, config.stream, attributes))
-        self.params = {name: getattr(params, name) for name, _ in unscaled.Params._fields_[5:-1]}
+        self.params = {name: getattr(params, name) for name, _ in matrix_kernels.Params._fields_[5:-1]}
         return 0
 
 
@@ -116,7 +116,7 @@ def test_a_launch_is_the_librarys(
     variant: str, boxes: tuple[int, int], grid: int, threads: int, band: int, cluster: int
 ) -> None:
     m, n, k, driver, scale_rows = 400, 1000, 400, _Driver(), int(variant.split("x")[0])
-    kernel = unscaled.Kernel(variant, b"code", driver)
+    kernel = unscaled.load(variant, b"code", driver)
     a, b = torch.zeros(m, k, dtype=torch.float8_e4m3fn), torch.zeros(n, k, dtype=torch.float8_e4m3fn)
     a_scales, b_scales = torch.ones(4, m), torch.ones(8, 4)
     out = torch.zeros(m, n, dtype=torch.bfloat16)
@@ -153,7 +153,7 @@ def test_a_launch_of_groups_is_the_librarys(
 ) -> None:
     """Tiles may begin in any row, so boxes of scales are longer, and the number of tiles is the device's to find."""
     m, n, k, driver = 100, 256, 400, _Driver()
-    kernel = unscaled.Kernel(variant, b"code", driver)
+    kernel = unscaled.load(variant, b"code", driver)
     a, b = torch.zeros(m, k, dtype=torch.float8_e4m3fn), torch.zeros(3 * n, k, dtype=torch.float8_e4m3fn)
     a_scales, b_scales = torch.ones(4, m), torch.ones(6, 4)
     out, ends = torch.zeros(m, n, dtype=torch.bfloat16), torch.tensor([10, 10, 100], dtype=torch.int32)
@@ -172,7 +172,7 @@ def test_a_launch_of_groups_is_the_librarys(
 
 def test_the_drivers_refusal_is_told() -> None:
     with pytest.raises(common.BenchError, match="cuModuleLoadData answers 200"):
-        unscaled.Kernel("128x256", b"other", _Driver())
+        unscaled.load("128x256", b"other", _Driver())
 
 
 @pytest.mark.parametrize("groups", [False, True])
@@ -196,7 +196,7 @@ def test_the_check_wants_a_product(monkeypatch: pytest.MonkeyPatch, wrong: bool,
 
         return call
 
-    monkeypatch.setattr(gpu_limit, "_unscaled", multiply)
+    monkeypatch.setattr(gpu_limit, "launch", multiply)
     if wrong:
         with pytest.raises(common.BenchError, match="unscaled it: 1 of 68 x 72"):
             gpu_limit.check("it", None, groups)
@@ -227,7 +227,7 @@ def test_contenders_have_the_same_operands(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gpu_limit, "row_wise", noting("cublaslt_row"))
     monkeypatch.setattr(gpu_limit, "deep_gemm_nt", lambda library, a, b, out: noting("deepgemm")(a, b, out))
     driver = _Driver()
-    made = gpu_limit._contenders(64, 72, 400, 2, object(), {"128x256": unscaled.Kernel("128x256", b"code", driver)})
+    made = gpu_limit.contenders_of(64, 72, 400, 2, object(), {"128x256": unscaled.load("128x256", b"code", driver)})
     assert list(made) == ["deepwell", "cublaslt_row", "deepgemm", "128x256"]
     for call in made.values():
         call(1)
@@ -405,9 +405,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, times: dict[str, float]) -> None:
     monkeypatch.setattr(gpu_limit, "deep_gemm", lambda: (object(), ""))
     monkeypatch.setattr(gpu_limit, "Sampler", _Sampler)
     monkeypatch.setattr(gpu_limit, "ceilings", lambda: (1980.0, 700.0))
-    monkeypatch.setattr(unscaled, "Kernel", lambda name, code: name)
+    monkeypatch.setattr(unscaled, "load", lambda name, code: name)
     monkeypatch.setattr(gpu_limit, "check", lambda name, kernel, groups: None)
-    monkeypatch.setattr(gpu_limit, "_contenders", lambda *shape: {name: (lambda name=name: name) for name in times})
+    monkeypatch.setattr(gpu_limit, "contenders_of", lambda *shape: {name: (lambda name=name: name) for name in times})
     monkeypatch.setattr(gpu_common, "interleaved", lambda contenders, rounds, launches: dict(times))
     monkeypatch.setattr(gpu_limit, "sustain", lambda call, took, count, enough: (2 * took, call(), call()))
     gpu_limit.multiprocessors.cache_clear()
@@ -443,7 +443,7 @@ def test_groups_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_p
         asked.append(arguments[5])
         return {name: (lambda name=name: name) for name in times}
 
-    monkeypatch.setattr(gpu_limit, "_grouped_contenders", contenders)
+    monkeypatch.setattr(gpu_limit, "grouped_contenders_of", contenders)
     document = common.load(gpu_limit.run(tmp_path, 1))
     assert asked == [{"grouped_128x256": "grouped_128x256"}]
     row = document["rows"][0]
@@ -455,7 +455,7 @@ def test_without_a_compiler_the_others_are_measured(monkeypatch: pytest.MonkeyPa
     stand_in(monkeypatch, {"deepwell": 0.002, "cublaslt_row": 0.001, "deepgemm": 0.0016})
 
     def compile_variants() -> dict[str, bytes]:
-        raise unscaled.Unavailable("no CUDA 13 compiler")
+        raise matrix_kernels.Unavailable("no CUDA 13 compiler")
 
     monkeypatch.setattr(unscaled, "compile_variants", compile_variants)
     document = common.load(gpu_limit.run(tmp_path, 1))

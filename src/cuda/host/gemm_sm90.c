@@ -110,7 +110,8 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
  * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what
  * writing a tile and starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all
  * of them from memory. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
- * which is for groups. */
+ * which is for groups. Not shares and cycles as such, which power bends, but what puts the candidates in the order that
+ * was measured. */
 #define PEAK 4096.0
 #define L2_BYTES 56.0
 #define MEMORY_BYTES 1800.0

@@ -503,9 +503,9 @@ DW_DEVICE void release_stage(char *shared, int stage) {
     if (CLUSTER == 1 && lane == 0) mbarrier_arrive(empty);
 }
 
-/* Iterations of the loop over stages that are laid out one after the other: no branch stands between them, and what
- * depends on a stage's number in its batch of scales is known beforehand. Not where registers do not suffice for it. */
-#define UNROLLED_STAGES (K_SPLIT > 1 || (B_VECTOR && SCALE_F32 && !OUT_F32) ? 1 : SCALE_BATCH)
+/* Whether the stages of a whole batch of scales are laid out one after the other: no branch stands between them, and
+ * what depends on a stage's number in its batch is known beforehand. Not where registers do not suffice for it. */
+#define LAID_OUT (K_SPLIT == 1 && !(B_VECTOR && SCALE_F32 && !OUT_F32))
 
 /* Chunk `sub` of a stage, begun. */
 DW_DEVICE void multiply_chunk(float *products, const math_state *m, int stage, int sub) {
@@ -543,7 +543,7 @@ DW_DEVICE bool next_stage(char *shared, math_state *m) {
 /* Whether each stage reads the next one's scales: where a batch's stages are laid out one after the other and registers
  * are left; not where results are FP32, whose pairs of sums the compiler would then put into the banks of their
  * products. */
-#define SCALES_AHEAD (UNROLLED_STAGES == SCALE_BATCH && !B_VECTOR && !OUT_F32)
+#define SCALES_AHEAD (LAID_OUT && !B_VECTOR && !OUT_F32)
 /* Whether the next stage is asked for behind a stage's first chunk of several, to keep its scales behind it. */
 #define ASKS_EARLY (SUBS == 1 || !SCALES_AHEAD)
 
@@ -645,7 +645,7 @@ DW_DEVICE void leave_part(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
     const uint32_t rows = shared_address(shared) + warpgroup % ROW_WARPGROUPS * (64 * SUB_M * BLOCK_K);
     const int turn = warpgroup / ROW_WARPGROUPS;
-    const int unrolled_stages = UNROLLED_STAGES; /* a pragma knows no macros */
+    const int laid_out = SCALE_BATCH; /* a pragma knows no macros */
     math_state m;
     m.a_low = wgmma_descriptor_low(rows);
     m.b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
@@ -670,8 +670,8 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
                 sums[sub][i] = 0.0f;
         for (int left = k_blocks; left > 0; left -= SCALE_BATCH) {
             mbarrier_wait_parity(scales_full(shared, &m.batch), m.batch.phase);
-            if (UNROLLED_STAGES > 1 && left >= SCALE_BATCH) {
-#pragma unroll unrolled_stages
+            if (LAID_OUT && left >= SCALE_BATCH) {
+#pragma unroll laid_out
                 for (int i = 0; i < SCALE_BATCH; i++)
                     multiply_stage(sums, products, shared, warpgroup, tile.row, i,
                                    i == SCALE_BATCH - 1 && left == SCALE_BATCH, &scales, &m);
