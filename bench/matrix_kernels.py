@@ -101,10 +101,12 @@ def scale_boxes(row: dict[str, str]) -> tuple[int, int]:
 def shared_bytes(row: dict[str, str]) -> int:
     """Shared memory of a kernel with FP32 scales, square blocks in B and a BF16 result."""
     tile_m, tile_n, stages = (int(row[name]) for name in ("TILE_M", "TILE_N", "STAGES"))
+    warpgroups, k_split, buffers = (int(row[name]) for name in ("MATH_WARPGROUPS", "K_SPLIT", "STORE_BUFFERS"))
     parts, scale_rows = scale_boxes(row)
     scales = SCALE_BATCH * 4 * parts * scale_rows + 128 + 16  # of one batch, with its two barriers
     stage = (tile_m + tile_n) * BLOCK + 16 + 16  # with the tile's slot and two barriers
-    return stages * stage + 2 * scales + int(row["MATH_WARPGROUPS"]) * int(row["STORE_BUFFERS"]) * 64 * 128
+    stores = warpgroups // k_split * buffers * 64 * 128 + warpgroups * 16  # with the slots of the tiles they have left
+    return stages * stage + 2 * scales + stores + (k_split - 1) * tile_m * tile_n * 4
 
 
 def source(row: dict[str, str], kernel: str, macros: dict[str, str]) -> str:

@@ -10,9 +10,11 @@
  * of the reduction each, swizzled) on the way, and the scales of SCALE_BATCH stages at a time: a copy of its own for
  * each stage's took as long to issue as both operands'. Where B has square blocks a second warp brings B's scales, one
  * number per stage and chunk, because a load in the multiplying warps would stall them. Which tile it is travels with
- * its first stage, so that the multiplying warps need not compute it. Each of their warpgroups takes its rows of the
- * tile, 64 at a time, by chunks of CHUNK_N columns, and writes them through shared memory with the copy engine while
- * the copying warp is ahead in the next tile. Between the end of one chunk's products and the start of the next ones a
+ * its first stage, so that the multiplying warps need not compute it; finding the next tile takes as long as a stage
+ * or two, so the copying warps do it when a tile's first stages fill the ring, not when the next one's copies should
+ * go out. Each multiplying warpgroup takes its rows of the tile, 64 at a time, by chunks of CHUNK_N columns, and leaves
+ * them in shared memory, whence the copy engine brings them to D while the next tile is multiplied: of large tiles a
+ * warp of its own gives it the orders. Between the end of one chunk's products and the start of the next ones a
  * warpgroup does nothing but add up: whatever else a stage needs, its scales and to know that the next one is there, is
  * asked for while products run. With MULTICAST two neighbouring blocks share the larger operand and load half of it
  * each. Once everything is on its way the next kernel may start; until this one has ended it does no more than find its
@@ -52,6 +54,7 @@
 #endif
 
 #define BLOCK_K 128
+#define LARGE_TILE (TILE_M * TILE_N >= 128 * 192)
 #define COPYING_WARPS (B_VECTOR ? 1 : 2)
 #define WARPGROUP 128
 #define THREADS (WARPGROUP * (MATH_WARPGROUPS + 1))
@@ -70,7 +73,7 @@
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
 
 /* Shared memory: stages, store buffers, sums to be added to others, two batches of scales in turn, which tile a stage
- * is of, barriers. */
+ * is of, barriers, and which tile each warpgroup has left to be written. */
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
@@ -89,7 +92,13 @@
 #define SLOT_AT (SCALE_AT + 2 * BATCH_BYTES)
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
-#define SHARED_BYTES (SCALE_BARRIER_AT + 2 * 16)
+#define WRITTEN_AT (SCALE_BARRIER_AT + 2 * 16)
+#define SHARED_BYTES (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
+
+/* Large tiles have buffers for a whole tile, and a warp of the copying warpgroup that has the copy engine empty them. A
+ * small one is mostly a block's only one, which is written sooner without it. */
+#define WRITER (LARGE_TILE && THROUGH_SHARED && K_SPLIT == 1 && STORE_BUFFERS * 64 == SUBS * CHUNK_N)
+#define WRITING_WARP 3
 
 /* Parts of tiles that are split come back through places of the ring, PART_REGISTERS of each thread in each. */
 #define PART_FITS(registers)                                                                                           \
@@ -214,13 +223,13 @@ DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, co
     batch_advance(place);
 }
 
-/* One warp, of which one thread issues copies: A, B and the 1x128 scales of every stage of a tile. */
-DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, ring_place *place,
-                         batch_place *batch) {
+/* One warp, of which one thread issues copies: A, B and the 1x128 scales of a tile's stages from `from` up to `to`. */
+DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, int from, int to,
+                           ring_place *place, batch_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
     const tile_slot slot = {work->row, work->column, work->row_end, slot_work(work->k_blocks, work->parts)};
-    for (int kb = 0; kb < places_of(work->k_blocks); kb++, ring_advance(place, 1)) {
+    for (int kb = from; kb < to; kb++, ring_advance(place, 1)) {
         if (kb % SCALE_BATCH == 0 && kb < work->k_blocks) copy_vector_scales(p, shared, work, kb, batch);
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
         if (!elect_one()) continue;
@@ -348,39 +357,64 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 }
 #endif
 
-/* All tiles of a copying warp: whole ones first, then its share of the others. Of a share the first part of a tile
- * comes last, when others have long left theirs. */
-DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
-    const int m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
-    const int n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+/* A copying warp's way through its block's tiles. */
+typedef struct tile_search {
+    tile_walk walk;
+    dw_gemm_share share;
+    int at, step;           /* the next whole tile, and how far it is to the one after */
+    int m_offset, n_offset; /* of this block's tile in its cluster's */
+} tile_search;
+
+DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int rank) {
     const int workers = gridDim.x / CLUSTER, worker = blockIdx.x / CLUSTER;
+    s->m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
+    s->n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+    s->at = worker;
+    s->step = workers;
+    walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+#if SPLITS
+    s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
+#else
+    s->share.whole = s->walk.total;
+#endif
+}
+
+/* The next tile, if there is one: whole ones first, then the block's share of the others. Of a share the first part of
+ * a tile comes last, when others have long left theirs. */
+DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, tile_work *work) {
+    work->parts = 0;
+    if (s->at < s->share.whole) {
+        walk_to(&s->walk, p, GROUPED, s->at, s->m_offset, s->n_offset, BLOCK_K, work);
+        s->at += s->step;
+        return true;
+    }
+#if SPLITS
+    if (s->share.at < s->share.end) {
+        const int k_blocks = stages_of(p), tile = s->share.at / k_blocks;
+        walk_to(&s->walk, p, GROUPED, s->share.whole + tile, s->m_offset, s->n_offset, BLOCK_K, work);
+        work->k_block = s->share.at - tile * k_blocks;
+        work->k_blocks = min(k_blocks - work->k_block, s->share.end - s->share.at);
+        s->share.at += work->k_blocks;
+        work->parts = work->k_block > 0 ? PARTS_LEAVE : work->k_blocks < k_blocks ? s->share.parts : 0;
+        return true;
+    }
+#endif
+    return false;
+}
+
+/* All tiles of a copying warp. */
+DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
     ring_place place = {0, 0};
     batch_place batch = {0, 0};
-    tile_walk walk;
-    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
-#if SPLITS
-    dw_gemm_share share =
-        dw_gemm_share_of(workers - 1 - worker, workers, walk.total, stages_of(p), p->workspace != NULL);
-#else
-    const dw_gemm_share share = {walk.total, 0, 0, 0};
-#endif
-    for (int at = worker; at < share.whole || share.at < share.end; at += workers) {
-        tile_work work;
-        work.parts = 0;
-        if (at < share.whole) {
-            walk_to(&walk, p, GROUPED, at, m_offset, n_offset, BLOCK_K, &work);
-#if SPLITS
-        } else {
-            const int k_blocks = stages_of(p), tile = share.at / k_blocks;
-            walk_to(&walk, p, GROUPED, share.whole + tile, m_offset, n_offset, BLOCK_K, &work);
-            work.k_block = share.at - tile * k_blocks;
-            work.k_blocks = min(k_blocks - work.k_block, share.end - share.at);
-            share.at += work.k_blocks;
-            work.parts = work.k_block > 0 ? PARTS_LEAVE : work.k_blocks < k_blocks ? share.parts : 0;
-#endif
-        }
+    tile_search search;
+    tile_work work, next;
+    search_start(&search, p, rank);
+    for (bool more = next_tile(&search, p, &work); more; work = next) {
+        const int places = places_of(work.k_blocks), first = min(places, STAGES);
         if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
-        if (warp == 0) copy_tile(p, shared, &work, rank, &place, &batch);
+        if (warp == 0) copy_stages(p, shared, &work, rank, 0, first, &place, &batch);
+        more = next_tile(&search, p, &next);
+        if (warp == 0) copy_stages(p, shared, &work, rank, first, places, &place, &batch);
 #if SPLITS
         if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, &place);
 #endif
@@ -639,7 +673,7 @@ DW_DEVICE void leave_part(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 
 /* Of large tiles the first chunk is begun before it is known whether there is a tile, and after the last one in vain:
  * which does not count there, as it would in products of few rows. */
-#define BEGIN_UNSEEN (ADD_UP && TILE_M * TILE_N >= 128 * 192)
+#define BEGIN_UNSEEN (ADD_UP && LARGE_TILE)
 
 /* All tiles of a multiplying warpgroup. */
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
@@ -700,7 +734,9 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
             if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
     }
     wgmma_wait_group_0();
-#if THROUGH_SHARED
+#if WRITER
+    leave_end(shared, warpgroup);
+#elif THROUGH_SHARED
     if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
 #endif
 }
@@ -756,6 +792,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             griddepcontrol_wait();
 #if SPLITS
             if (warp == COPYING_WARPS) announce_part(&p);
+#endif
+#if WRITER
+            if (warp == WRITING_WARP) write_left_tiles(&p, shared);
 #endif
         }
     } else {

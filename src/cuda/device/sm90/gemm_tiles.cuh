@@ -67,6 +67,7 @@ DW_DEVICE int group_tiles_m(const tile_walk *walk, const dw_gemm_sm90_params *p,
     return (rows + walk->span_m - 1) / walk->span_m;
 }
 
+/* By a whole warp. */
 DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n) {
     walk->span_m = span_m;
     walk->span_n = span_n;
@@ -79,13 +80,10 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     int rows_of_tiles = walk->tiles_m;
     if (grouped == GROUPED_K) rows_of_tiles *= p->groups;
     if (grouped == GROUPED_M) {
-        int begin = walk->end;
-        for (int g = 1; g < p->groups; g++) {
-            int end = p->ends[g];
-            rows_of_tiles += (end - begin + span_m - 1) / span_m;
-            begin = end;
-        }
-        rows_of_tiles = uniform(rows_of_tiles);
+        int rows = 0; /* of tiles, in the groups that this lane counts */
+        for (int g = threadIdx.x % 32; g < p->groups; g += 32)
+            rows += (p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) + span_m - 1) / span_m;
+        rows_of_tiles = uniform(__reduce_add_sync(0xFFFFFFFF, rows));
     }
     walk->total = rows_of_tiles * walk->tiles_n;
 }

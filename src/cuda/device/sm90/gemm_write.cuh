@@ -1,10 +1,17 @@
 /* Writing a tile of D: a part of gemm_block_scaled.cuh, whose parameters and sizes it takes. A warpgroup's sums go out
  * by chunks, as BF16 through shared memory with the copy engine, or from registers where STORE_BUFFERS is 0 or D FP32.
+ *
+ * Where there is a writing warp (WRITER) nobody who multiplies gives the copy engine its orders, nor waits for the
+ * fence that has to stand before them, 100 to 500 cycles: a warpgroup fills its buffers, says so chunk by chunk, and
+ * goes on. That fence, between what one proxy wrote and what the other reads, may stand anywhere between the two (PTX
+ * ISA, "Causality order": linked by a proxy fence along the base causality path), so the writing warp's own is enough.
  */
 #ifndef DW_DEVICE_SM90_GEMM_WRITE_CUH
 #define DW_DEVICE_SM90_GEMM_WRITE_CUH
 
 #include "sm90/bf16_part.cuh"
+
+#define CHUNK_PARTS (CHUNK_N / 64) /* 64 columns each, of which a buffer holds as many rows */
 
 /* columns of sums that a thread holds: column + 8 j and the next */
 DW_DEVICE void add_bias(const dw_gemm_sm90_params *p, float *sums, int column) {
@@ -72,7 +79,7 @@ DW_DEVICE void write_registers(const dw_gemm_sm90_params *p, const float *sums, 
         }
     }
 }
-#else
+#elif !WRITER
 /* 64 x 64 elements, from their buffer to D. */
 DW_DEVICE void write_part(const dw_gemm_sm90_params *p, const char *from, const tile_slot *tile, int row, int column) {
     const int thread = threadIdx.x % WARPGROUP;
@@ -83,11 +90,11 @@ DW_DEVICE void write_part(const dw_gemm_sm90_params *p, const char *from, const 
 }
 
 /* The buffers are used in turn, a chunk's parts together; the copy engine may still read those not in turn. */
-#define CHUNK_PARTS (CHUNK_N / 64)
 #define PARTS_AT_ONCE (STORE_BUFFERS < CHUNK_PARTS ? STORE_BUFFERS : CHUNK_PARTS)
 #define STORE_TURNS (STORE_BUFFERS / PARTS_AT_ONCE)
 #endif
 
+#if !WRITER
 /* Chunk number `sub` of this warpgroup's part of a tile. */
 DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, float *sums, char *shared, int warpgroup,
                            const tile_slot *tile, int sub) {
@@ -124,5 +131,95 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
     write_chunk(p, sums[0], shared, warpgroup, tile, 0);
     if (SUBS > 1) write_chunk(p, sums[SUBS - 1], shared, warpgroup, tile, SUBS - 1);
 }
+#else
+/* What a warpgroup has left in its buffers. */
+typedef struct __align__(16) written_slot {
+    int row, column; /* of D, the first */
+    int copied;      /* how many times 64 rows the copy engine is to bring; the others are written. -1: nothing more */
+} written_slot;
+
+/* Named barriers, with the writing warp: a warpgroup's buffers are free; those of one of its chunks are filled. */
+#define BUFFERS_FREE(warpgroup) (10 + (warpgroup))
+#define BUFFERS_FILLED(warpgroup, sub) (5 + (warpgroup) * SUBS + (sub))
+#define WRITING_THREADS (WARPGROUP + 32)
+
+#if MATH_WARPGROUPS * SUBS > 4
+#error "there are no barriers for so many chunks"
+#endif
+
+DW_DEVICE written_slot *written(char *shared, int warpgroup) {
+    return (written_slot *)(shared + WRITTEN_AT) + warpgroup;
+}
+
+/* A warpgroup's part of a tile, into its buffers. Rows that a copy may not write as they are, those that are added to D
+ * and those of a group's end, it writes itself. */
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
+                          const tile_slot *tile) {
+    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
+    const int row = tile->row + 64 * SUB_M * warpgroup;
+    const int copied = p->accumulate ? 0 : GROUPED ? min(max(tile->row_end - row, 0) / 64, SUB_M) : SUB_M;
+    bar_sync(BUFFERS_FREE(warpgroup), WRITING_THREADS);
+    if (thread == 0) *written(shared, warpgroup) = (written_slot){row, tile->column, copied};
+#pragma unroll
+    for (int sub = 0; sub < SUBS; sub++) {
+        const int column = tile->column + CHUNK_N * (sub % SUB_N);
+        char *buffers = shared + STORE_AT + (warpgroup * STORE_BUFFERS + sub * CHUNK_PARTS) * STORE_BYTES;
+        if (p->bias) add_bias(p, sums[sub], column + 2 * (lane % 4));
+#pragma unroll
+        for (int i = 0; i < CHUNK_PARTS; i++)
+            stage_store(sums[sub] + i * 32, shared_address(buffers + i * STORE_BYTES), thread);
+        if (sub / SUB_N >= copied) {
+            bar_sync(1 + warpgroup, WARPGROUP);
+#pragma unroll 1
+            for (int i = 0; i < CHUNK_PARTS; i++)
+                write_rows(p, buffers + i * STORE_BYTES, row + 64 * (sub / SUB_N), tile->row_end, column + 64 * i,
+                           thread);
+        }
+        bar_arrive(BUFFERS_FILLED(warpgroup, sub), WRITING_THREADS);
+    }
+}
+
+/* After a warpgroup's last tile. */
+DW_DEVICE void leave_end(char *shared, int warpgroup) {
+    bar_sync(BUFFERS_FREE(warpgroup), WRITING_THREADS);
+    if (threadIdx.x % WARPGROUP == 0) written(shared, warpgroup)->copied = -1;
+    bar_arrive(BUFFERS_FILLED(warpgroup, 0), WRITING_THREADS);
+}
+
+/* The writing warp: all that the warpgroups leave. They have the same tiles, and chunks in the same order. */
+DW_DEVICE void write_left_tiles(const dw_gemm_sm90_params *p, char *shared) {
+    for (;;) {
+#pragma unroll 1
+        for (int w = 0; w < MATH_WARPGROUPS; w++)
+            bar_arrive(BUFFERS_FREE(w), WRITING_THREADS);
+        bool more = true;
+#pragma unroll
+        for (int sub = 0; sub < SUBS && more; sub++)
+#pragma unroll 1
+            for (int w = 0; w < MATH_WARPGROUPS; w++) {
+                bar_sync(BUFFERS_FILLED(w, sub), WRITING_THREADS);
+                const written_slot slot = *written(shared, w);
+                const int copied = uniform(slot.copied);
+                more = copied >= 0;
+                fence_proxy_async();
+                if (sub / SUB_N < copied && elect_one()) {
+#pragma unroll
+                    for (int i = 0; i < CHUNK_PARTS; i++)
+                        cp_async_bulk_tensor_2d_store(
+                            &p->d, slot.column + CHUNK_N * (sub % SUB_N) + 64 * i, slot.row + 64 * (sub / SUB_N),
+                            shared_address(shared + STORE_AT +
+                                           (w * STORE_BUFFERS + sub * CHUNK_PARTS + i) * STORE_BYTES));
+                }
+                __syncwarp();
+            }
+        if (!more) return;
+        if (elect_one()) {
+            cp_async_bulk_commit_group();
+            cp_async_bulk_wait_group_read(0);
+        }
+        __syncwarp();
+    }
+}
+#endif
 
 #endif
