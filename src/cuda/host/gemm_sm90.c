@@ -109,12 +109,12 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
 /* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 to 2026-11-29;
  * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what
  * writing a tile and starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all
- * of them from memory. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
+ * of them from memory, an H200's. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
  * which is for groups. Not shares and cycles as such, which power bends, but what puts the candidates in the order that
  * was measured. */
 #define PEAK 4096.0
 #define L2_BYTES 56.0
-#define MEMORY_BYTES 1800.0
+#define MEMORY_BYTES 2600.0
 #define SPLIT_CYCLES 8000.0     /* what the parts of split tiles cost a multiprocessor */
 #define SPLIT_TILE_CYCLES 200.0 /* and what any tile costs more in kernels that can split */
 
@@ -127,7 +127,7 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
     case 128 * 256: return !pair ? 0.82 : dense ? 0.79 : 0.80;
     case 128 * 128: return 0.78;
     case 128 * 64: return row->tile_m == 128 ? 0.59 : 0.51;
-    case 64 * 64: return 0.38;
+    case 64 * 64: return 0.40;
     default: return 0.26;
     }
 }
