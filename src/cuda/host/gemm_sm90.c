@@ -119,12 +119,12 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
 #define SPLIT_TILE_CYCLES 200.0 /* and what any tile costs more in kernels that can split */
 
 static double share_of_peak(const dw_gemm_sm90_row *row) {
-    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
+    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING;
     if (row->b_vector) return 0.60;
     if (row->warpgroups == 3) return pair ? 0.855 : 0.845;
     switch (row->tile_m * row->tile_n) {
-    case 128 * 192: return 0.82;
-    case 128 * 256: return !pair ? 0.82 : dense ? 0.79 : 0.80;
+    case 128 * 192: return 0.85;
+    case 128 * 256: return pair || row->out_f32 ? 0.82 : 0.85;
     case 128 * 128: return 0.78;
     case 128 * 64: return row->tile_m == 128 ? 0.59 : 0.51;
     case 64 * 64: return 0.40;
@@ -133,9 +133,9 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
 }
 
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
-    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING, dense = row->grouping == DW_GEMM_GROUPED_NONE;
+    const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING;
     double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 700 : 600)
-                     : row->tile_m * row->tile_n == 32768       ? (pair && dense ? 1000 : 1300)
+                     : row->tile_m * row->tile_n == 32768       ? (row->out_f32 ? 1300 : 1000)
                                                                 : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
     double b_rows = row->multicast == DW_GEMM_SHARES_B ? row->tile_n / 2.0 : row->tile_n;

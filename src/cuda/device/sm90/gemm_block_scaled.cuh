@@ -99,6 +99,7 @@
  * small one is mostly a block's only one, which is written sooner without it. */
 #define WRITER (LARGE_TILE && THROUGH_SHARED && K_SPLIT == 1 && STORE_BUFFERS * 64 == SUBS * CHUNK_N)
 #define WRITING_WARP 3
+#define LEAVES_EARLY (WRITER && ADD_UP && SUBS == 2)
 
 /* Parts of tiles that are split come back through places of the ring, PART_REGISTERS of each thread in each. */
 #define PART_FITS(registers)                                                                                           \
@@ -581,25 +582,29 @@ DW_DEVICE bool next_stage(char *shared, math_state *m) {
 /* Whether the next stage is asked for behind a stage's first chunk of several, to keep its scales behind it. */
 #define ASKS_EARLY (SUBS == 1 || !SCALES_AHEAD)
 
-/* One stage, number i of its batch of scales, of the tile that begins in a row: its products, whose first chunk runs
- * already, scaled, onto `sums`. Then the next stage's first chunk is begun, but for the tile's `last`. s: its scales,
- * and afterwards, with SCALES_AHEAD, the next stage's of the same batch. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *products, char *shared, int warpgroup, int row,
-                              int i, bool last, stage_scales *s, math_state *m) {
+/* One stage, number i of its batch of scales, of a tile: its products, whose first chunk runs already, scaled, onto
+ * `sums`. Then the next stage's first chunk is begun, but for the tile's `last`; `leaves`: after which the first chunk
+ * of sums is left to be written. s: its scales, and afterwards, with SCALES_AHEAD, the next stage's of the same batch.
+ */
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *products, char *shared, int warpgroup,
+                              const tile_slot *tile, int i, bool last, bool leaves, stage_scales *s, math_state *m) {
     const int stage = m->place.stage;
     const char *columns =
         batch_scales(shared, &m->batch) + A_SCALE_BYTES + (i * TILE_N + 2 * (threadIdx.x % 4)) * SCALE_BYTES;
     stage_scales ahead;
     bool there = false;
     if (ASKS_EARLY) there = next_stage(shared, m);
-    if (!SCALES_AHEAD || i == 0) read_scales(s, shared, warpgroup, row, i, m);
+    if (!SCALES_AHEAD || i == 0) read_scales(s, shared, warpgroup, tile->row, i, m);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
         const int i_m = sub / SUB_N, i_n = sub % SUB_N;
         if (sub > 0) multiply_chunk(products, m, stage, sub);
         if (!ASKS_EARLY && sub == SUBS - 1) there = next_stage(shared, m);
         if (SCALES_AHEAD && sub == SUBS - 1 && i + 1 < SCALE_BATCH)
-            read_scales(&ahead, shared, warpgroup, row, i + 1, m);
+            read_scales(&ahead, shared, warpgroup, tile->row, i + 1, m);
+#if LEAVES_EARLY
+        if (leaves && sub == 1) leave_first_chunk(sums[0], shared, warpgroup, tile);
+#endif
         wgmma_wait_group_0();
         const char *chunk_columns = columns + i_n * CHUNK_N * SCALE_BYTES;
         if (B_VECTOR) promote(sums[sub], products, s->of[i_m], 0, chunk_columns);
@@ -613,8 +618,8 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *products
 }
 #else
 /* One stage: its products as they are onto `sums`, both chunks begun before the first is waited for. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *, char *shared, int, int, int, bool,
-                              stage_scales *, math_state *m) {
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *, char *shared, int, const tile_slot *, int, bool,
+                              bool, stage_scales *, math_state *m) {
     wait_for_stage(shared, &m->place);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++)
@@ -697,6 +702,11 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
         if (work < 0) break;
         if (ADD_UP && !BEGIN_UNSEEN) multiply_chunk(products, &m, m.place.stage, 0);
         const int k_blocks = slot_k_blocks(work);
+#if LEAVES_EARLY
+        const bool leaves = k_blocks > 0 && slot_is_whole(work) && tile_is_plain(p, &tile);
+#else
+        const bool leaves = false;
+#endif
 #pragma unroll
         for (int sub = 0; sub < SUBS; sub++)
 #pragma unroll
@@ -706,13 +716,16 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
             mbarrier_wait_parity(scales_full(shared, &m.batch), m.batch.phase);
             if (LAID_OUT && left >= SCALE_BATCH) {
 #pragma unroll laid_out
-                for (int i = 0; i < SCALE_BATCH; i++)
-                    multiply_stage(sums, products, shared, warpgroup, tile.row, i,
-                                   i == SCALE_BATCH - 1 && left == SCALE_BATCH, &scales, &m);
+                for (int i = 0; i < SCALE_BATCH; i++) {
+                    const bool last = i == SCALE_BATCH - 1 && left == SCALE_BATCH;
+                    multiply_stage(sums, products, shared, warpgroup, &tile, i, last, last && leaves, &scales, &m);
+                }
             } else {
 #pragma unroll 1
-                for (int i = turn; i < min(left, SCALE_BATCH); i += K_SPLIT)
-                    multiply_stage(sums, products, shared, warpgroup, tile.row, i, i + K_SPLIT >= left, &scales, &m);
+                for (int i = turn; i < min(left, SCALE_BATCH); i += K_SPLIT) {
+                    const bool last = i + K_SPLIT >= left;
+                    multiply_stage(sums, products, shared, warpgroup, &tile, i, last, last && leaves, &scales, &m);
+                }
             }
             release_batch(shared, &m.batch);
         }
@@ -731,7 +744,7 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
         if (slot_leaves(work)) leave_part(p, sums, warpgroup);
         if (!slot_leaves(work)) /* no else: with one the loop's stage is no longer in a uniform register */
 #endif
-            if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile);
+            if (warpgroup < ROW_WARPGROUPS) write_tile(p, sums, shared, warpgroup, &tile, leaves ? 1 : 0);
     }
     wgmma_wait_group_0();
 #if WRITER

@@ -52,6 +52,11 @@ DW_DEVICE int slot_parts(int work) {
     return work >> 25 & 31;
 }
 
+/* One block has all of its reduction. */
+DW_DEVICE bool slot_is_whole(int work) {
+    return work >> 25 == 0;
+}
+
 DW_DEVICE bool slot_leaves(int work) {
     return work >> 30;
 }

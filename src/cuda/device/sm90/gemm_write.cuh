@@ -5,7 +5,7 @@
  * fence that has to stand before them, 100 to 500 cycles: a warpgroup fills its buffers, says so chunk by chunk, and
  * goes on. That fence, between what one proxy wrote and what the other reads, may stand anywhere between the two (PTX
  * ISA, "Causality order": linked by a proxy fence along the base causality path), so the writing warp's own is enough.
- */
+ * Of two chunks the first is left in the shadow of the last stage's products of the second. */
 #ifndef DW_DEVICE_SM90_GEMM_WRITE_CUH
 #define DW_DEVICE_SM90_GEMM_WRITE_CUH
 
@@ -127,7 +127,7 @@ DW_DEVICE void write_chunk(const dw_gemm_sm90_params *p, float *sums, char *shar
 /* All of them. They are named one by one: the compiler would keep a loop over them one, and the sums in local memory.
  */
 DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
-                          const tile_slot *tile) {
+                          const tile_slot *tile, int) {
     write_chunk(p, sums[0], shared, warpgroup, tile, 0);
     if (SUBS > 1) write_chunk(p, sums[SUBS - 1], shared, warpgroup, tile, SUBS - 1);
 }
@@ -151,29 +151,61 @@ DW_DEVICE written_slot *written(char *shared, int warpgroup) {
     return (written_slot *)(shared + WRITTEN_AT) + warpgroup;
 }
 
-/* A warpgroup's part of a tile, into its buffers. Rows that a copy may not write as they are, those that are added to D
- * and those of a group's end, it writes itself. */
-DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
-                          const tile_slot *tile) {
-    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
-    const int row = tile->row + 64 * SUB_M * warpgroup;
-    const int copied = p->accumulate ? 0 : GROUPED ? min(max(tile->row_end - row, 0) / 64, SUB_M) : SUB_M;
+/* Where the writing warp finds a chunk. */
+DW_DEVICE char *chunk_buffers(char *shared, int warpgroup, int sub) {
+    return shared + STORE_AT + (warpgroup * STORE_BUFFERS + sub * CHUNK_PARTS) * STORE_BYTES;
+}
+
+/* The first row of a warpgroup's part of a tile. */
+DW_DEVICE int part_row(const tile_slot *tile, int warpgroup) {
+    return tile->row + 64 * SUB_M * warpgroup;
+}
+
+/* Waits until a warpgroup's buffers are free, and says what will be in them. */
+DW_DEVICE void claim_buffers(char *shared, int warpgroup, const tile_slot *tile, int copied) {
     bar_sync(BUFFERS_FREE(warpgroup), WRITING_THREADS);
-    if (thread == 0) *written(shared, warpgroup) = (written_slot){row, tile->column, copied};
+    if (threadIdx.x % WARPGROUP == 0)
+        *written(shared, warpgroup) = (written_slot){part_row(tile, warpgroup), tile->column, copied};
+}
+
+DW_DEVICE void fill_buffers(const float *sums, char *shared, int warpgroup, int sub) {
+#pragma unroll
+    for (int i = 0; i < CHUNK_PARTS; i++)
+        stage_store(sums + i * 32, shared_address(chunk_buffers(shared, warpgroup, sub) + i * STORE_BYTES),
+                    threadIdx.x % WARPGROUP);
+}
+
+/* Whether a copy may write all rows of a tile as they are, and its sums are the result. */
+DW_DEVICE bool tile_is_plain(const dw_gemm_sm90_params *p, const tile_slot *tile) {
+    return !p->bias && !p->accumulate && (!GROUPED || tile->row + TILE_M <= tile->row_end);
+}
+
+/* The first chunk of a plain tile. */
+DW_DEVICE void leave_first_chunk(const float *sums, char *shared, int warpgroup, const tile_slot *tile) {
+    claim_buffers(shared, warpgroup, tile, SUB_M);
+    fill_buffers(sums, shared, warpgroup, 0);
+    bar_arrive(BUFFERS_FILLED(warpgroup, 0), WRITING_THREADS);
+}
+
+/* A warpgroup's part of a tile, into its buffers, from chunk number `first` on. Rows that a copy may not write as they
+ * are, those that are added to D and those of a group's end, it writes itself. */
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_REGISTERS], char *shared, int warpgroup,
+                          const tile_slot *tile, int first) {
+    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, row = part_row(tile, warpgroup);
+    const int copied = p->accumulate ? 0 : GROUPED ? min(max(tile->row_end - row, 0) / 64, SUB_M) : SUB_M;
+    if (first == 0) claim_buffers(shared, warpgroup, tile, copied);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++) {
+        if (sub < first) continue;
         const int column = tile->column + CHUNK_N * (sub % SUB_N);
-        char *buffers = shared + STORE_AT + (warpgroup * STORE_BUFFERS + sub * CHUNK_PARTS) * STORE_BYTES;
         if (p->bias) add_bias(p, sums[sub], column + 2 * (lane % 4));
-#pragma unroll
-        for (int i = 0; i < CHUNK_PARTS; i++)
-            stage_store(sums[sub] + i * 32, shared_address(buffers + i * STORE_BYTES), thread);
+        fill_buffers(sums[sub], shared, warpgroup, sub);
         if (sub / SUB_N >= copied) {
             bar_sync(1 + warpgroup, WARPGROUP);
 #pragma unroll 1
             for (int i = 0; i < CHUNK_PARTS; i++)
-                write_rows(p, buffers + i * STORE_BYTES, row + 64 * (sub / SUB_N), tile->row_end, column + 64 * i,
-                           thread);
+                write_rows(p, chunk_buffers(shared, warpgroup, sub) + i * STORE_BYTES, row + 64 * (sub / SUB_N),
+                           tile->row_end, column + 64 * i, thread);
         }
         bar_arrive(BUFFERS_FILLED(warpgroup, sub), WRITING_THREADS);
     }
@@ -205,10 +237,9 @@ DW_DEVICE void write_left_tiles(const dw_gemm_sm90_params *p, char *shared) {
                 if (sub / SUB_N < copied && elect_one()) {
 #pragma unroll
                     for (int i = 0; i < CHUNK_PARTS; i++)
-                        cp_async_bulk_tensor_2d_store(
-                            &p->d, slot.column + CHUNK_N * (sub % SUB_N) + 64 * i, slot.row + 64 * (sub / SUB_N),
-                            shared_address(shared + STORE_AT +
-                                           (w * STORE_BUFFERS + sub * CHUNK_PARTS + i) * STORE_BYTES));
+                        cp_async_bulk_tensor_2d_store(&p->d, slot.column + CHUNK_N * (sub % SUB_N) + 64 * i,
+                                                      slot.row + 64 * (sub / SUB_N),
+                                                      shared_address(chunk_buffers(shared, w, sub) + i * STORE_BYTES));
                 }
                 __syncwarp();
             }
