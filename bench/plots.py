@@ -47,13 +47,13 @@ HEADLINES = (
     ("cpu", "cpu_quantize", r"quantize row 1x32, 1 thread"),
     ("cpu", "cpu_quantize", r"quantize both 1x32, 1 thread"),
     ("cpu", "convert", r".*"),
-    ("h100", "step_dense", r"Llama 8B width, .*"),
-    ("h100", "linear", r"8192 x \d+ x \d+"),
+    ("h200", "step_dense", r"Llama 8B width, .*"),
+    ("h200", "linear", r"8192 x \d+ x \d+"),
     ("h200", "gemm", r"8192 x \d+ x \d+"),
-    ("h100", "gemm_wgrad", r"8192 x \d+ x \d+"),
+    ("h200", "gemm_wgrad", r"8192 x \d+ x \d+"),
     ("h200", "grouped", r".*8 experts.*"),
-    ("h100", "quantize", r"BF16 to E4M3 (row|both) 1x128, 16384x4096"),
-    ("h100", "fused", r".*16384x14336"),
+    ("h200", "quantize", r"BF16 to E4M3 (row|both) 1x128, 16384x4096"),
+    ("h200", "fused", r".*16384x14336"),
 )
 
 

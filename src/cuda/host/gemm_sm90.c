@@ -74,8 +74,8 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int scales = batch * a_scales + (row->b_vector ? batch * row->tile_n : DW_GEMM_SQUARE_SCALE_BYTES);
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
-    return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores + sums +
-                      row->warpgroups * SLOT_BYTES);
+    return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores +
+                      sums + row->warpgroups * SLOT_BYTES);
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
@@ -109,9 +109,9 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
 /* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 to 2026-11-29;
  * docs/measured-facts.md): the share of the tensor core's peak (4096 multiplications a cycle) each form reaches, what
  * writing a tile and starting the next one cost, the bytes a multiprocessor gets from the L2 cache in a cycle, and all
- * of them from memory, an H200's. What is smaller than 128x256 and 192x128 is there for products of few rows, but for 128x192,
- * which is for groups. Not shares and cycles as such, which power bends, but what puts the candidates in the order that
- * was measured. */
+ * of them from memory, an H200's. What is smaller than 128x256 and 192x128 is there for products of few rows, but for
+ * 128x192, which is for groups. Not shares and cycles as such, which power bends, but what puts the candidates in the
+ * order that was measured. */
 #define PEAK 4096.0
 #define L2_BYTES 56.0
 #define MEMORY_BYTES 2600.0

@@ -225,8 +225,8 @@ DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, co
 }
 
 /* One warp, of which one thread issues copies: A, B and the 1x128 scales of a tile's stages from `from` up to `to`. */
-DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, int from, int to,
-                           ring_place *place, batch_place *batch) {
+DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, int from,
+                           int to, ring_place *place, batch_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
     const tile_slot slot = {work->row, work->column, work->row_end, slot_work(work->k_blocks, work->parts)};
@@ -618,8 +618,8 @@ DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *products
 }
 #else
 /* One stage: its products as they are onto `sums`, both chunks begun before the first is waited for. */
-DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *, char *shared, int, const tile_slot *, int, bool,
-                              bool, stage_scales *, math_state *m) {
+DW_DEVICE void multiply_stage(float sums[SUBS][CHUNK_REGISTERS], float *, char *shared, int, const tile_slot *, int,
+                              bool, bool, stage_scales *, math_state *m) {
     wait_for_stage(shared, &m->place);
 #pragma unroll
     for (int sub = 0; sub < SUBS; sub++)
