@@ -2,9 +2,11 @@
  * by chunks, as BF16 through shared memory with the copy engine, or from registers where STORE_BUFFERS is 0 or D FP32.
  *
  * Where there is a writing warp (WRITER) nobody who multiplies gives the copy engine its orders, nor waits for the
- * fence that has to stand before them, 100 to 500 cycles: a warpgroup fills its buffers, says so chunk by chunk, and
- * goes on. That fence, between what one proxy wrote and what the other reads, may stand anywhere between the two (PTX
- * ISA, "Causality order": linked by a proxy fence along the base causality path), so the writing warp's own is enough.
+ * fence of the proxies that has to stand before them, 100 to 500 cycles: a warpgroup fills its buffers, says so chunk
+ * by chunk, and goes on. The writing warp has the fence. The PTX ISA does not say on which side of the barrier it
+ * belongs; the model of those who wrote it asks for one in the thread block of the access that is not generic, anywhere
+ * on the path from one access to the other (Lustig, Cooksey, Giroux: Mixed-Proxy Extensions for the NVIDIA PTX Memory
+ * Consistency Model, ISCA 2022).
  * Of two chunks the first is left in the shadow of the last stage's products of the second. */
 #ifndef DW_DEVICE_SM90_GEMM_WRITE_CUH
 #define DW_DEVICE_SM90_GEMM_WRITE_CUH
