@@ -60,6 +60,16 @@ def test_a_variant_compiles_from_its_folder(tmp_path: Path) -> None:
     assert b"variant" in matrix_kernels.compile_sources({"it": (source, made.folder)})["it"]
 
 
+def test_small_tiles_compile_and_match_what_the_host_takes_for_granted() -> None:
+    """Warpgroups that share a reduction, and a tile that is written from registers; the large ones test_gpu_limit has."""
+    made = [variants.parse(text) for text in ("64x128", "64x64", "64x32")]
+    try:
+        codes = matrix_kernels.compile_sources({v.text: (v.source, v.folder) for v in made})
+    except matrix_kernels.Unavailable as error:
+        pytest.skip(str(error))
+    assert all(b"variant" in code for code in codes.values())
+
+
 class _Driver:
     """Stands in for libcuda as far as loading a kernel goes."""
 
