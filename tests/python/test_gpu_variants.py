@@ -61,7 +61,7 @@ def test_a_variant_compiles_from_its_folder(tmp_path: Path) -> None:
 
 
 def test_small_tiles_compile_and_match_what_the_host_takes_for_granted() -> None:
-    """Warpgroups that share a reduction, and a tile that is written from registers; the large ones test_gpu_limit has."""
+    """Warpgroups that share a reduction, and a tile written from registers; test_gpu_limit has the large ones."""
     made = [variants.parse(text) for text in ("64x128", "64x64", "64x32")]
     try:
         codes = matrix_kernels.compile_sources({v.text: (v.source, v.folder) for v in made})
