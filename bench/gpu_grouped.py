@@ -87,17 +87,23 @@ def run_grouped(results: Path, rounds: int) -> Path:
 
 def run_wgrad(results: Path, rounds: int) -> Path:
     """grouped_wgrad.json: TFLOP/s of experts' weight gradients. dy transposed in 1x128 blocks, x transposed in 128x128
-    or 1x128 blocks, BF16 and FP32 results; grouped_mm is PyTorch's, in BF16."""
+    or 1x128 blocks, BF16 and FP32 results; the form that layers use also with uneven groups. grouped_mm is PyTorch's, in
+    BF16."""
     result = gpu_common.new_result("grouped_wgrad")
     for tokens, experts, n, k in SHAPES:
         dy = Operand(n, tokens, cl.BLOCK_1X128)
         ends = on_device(ends_of(tokens, experts, "equal"))
         contenders: dict[str, Callable[[int], Any]] = {}
+        uneven = [routing for routing in ROUTINGS if routing != "equal"]
         for block, label in ((cl.BLOCK_128X128, "1x128 by 128x128"), (cl.BLOCK_1X128, "1x128 by 1x128")):
             x = Operand(k, tokens, block)
             for dtype, name in ((torch.bfloat16, "BF16"), (torch.float32, "FP32")):
                 out = torch.empty(experts, n, k, device=DEVICE, dtype=dtype)
                 contenders[f"{label}, {name}"] = turns([grouped(GROUP_K, ends, dy, x, out)])
+                if block == cl.BLOCK_128X128 and dtype == torch.bfloat16:
+                    for routing in uneven:
+                        where = on_device(ends_of(tokens, experts, routing))
+                        contenders[routing] = turns([grouped(GROUP_K, where, dy, x, out)])
         dy16 = torch.randn(tokens, n, device=DEVICE, dtype=torch.bfloat16)
         x16 = torch.randn(tokens, k, device=DEVICE, dtype=torch.bfloat16)
         contenders["grouped_mm"] = turns([_torch_wgrad(dy16, x16, ends)])
@@ -105,8 +111,11 @@ def run_wgrad(results: Path, rounds: int) -> Path:
         rates = {name: 2 * tokens * n * k / time / 1e9 for name, time in times.items()}
         peer = rates.pop("grouped_mm")
         case = f"{tokens} tokens, {experts} experts, {n} x {k}"
+        skewed = {routing: rates.pop(routing) for routing in uneven}
         for metric, rate in rates.items():
             result.row(case, metric, "TFLOP/s", rate, grouped_mm=peer)
+        for routing, rate in skewed.items():
+            result.row(case, f"1x128 by 128x128, BF16, {routing}", "TFLOP/s", rate)
         del dy, x, out, dy16, x16, contenders
         torch.cuda.empty_cache()
     return result.write(results)
