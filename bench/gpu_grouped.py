@@ -87,8 +87,8 @@ def run_grouped(results: Path, rounds: int) -> Path:
 
 def run_wgrad(results: Path, rounds: int) -> Path:
     """grouped_wgrad.json: TFLOP/s of experts' weight gradients. dy transposed in 1x128 blocks, x transposed in 128x128
-    or 1x128 blocks, BF16 and FP32 results; the form that layers use also with uneven groups. grouped_mm is PyTorch's, in
-    BF16."""
+    or 1x128 blocks, BF16 and FP32 results; the form that layers use also with uneven groups. grouped_mm is PyTorch's,
+    in BF16."""
     result = gpu_common.new_result("grouped_wgrad")
     for tokens, experts, n, k in SHAPES:
         dy = Operand(n, tokens, cl.BLOCK_1X128)
