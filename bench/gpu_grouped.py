@@ -92,30 +92,27 @@ def run_wgrad(results: Path, rounds: int) -> Path:
     result = gpu_common.new_result("grouped_wgrad")
     for tokens, experts, n, k in SHAPES:
         dy = Operand(n, tokens, cl.BLOCK_1X128)
-        ends = on_device(ends_of(tokens, experts, "equal"))
-        contenders: dict[str, Callable[[int], Any]] = {}
+        ends = {routing: on_device(ends_of(tokens, experts, routing)) for routing in ROUTINGS}
         uneven = [routing for routing in ROUTINGS if routing != "equal"]
+        contenders: dict[str, Callable[[int], Any]] = {}
         for block, label in ((cl.BLOCK_128X128, "1x128 by 128x128"), (cl.BLOCK_1X128, "1x128 by 1x128")):
             x = Operand(k, tokens, block)
             for dtype, name in ((torch.bfloat16, "BF16"), (torch.float32, "FP32")):
                 out = torch.empty(experts, n, k, device=DEVICE, dtype=dtype)
-                contenders[f"{label}, {name}"] = turns([grouped(GROUP_K, ends, dy, x, out)])
+                contenders[f"{label}, {name}"] = turns([grouped(GROUP_K, ends["equal"], dy, x, out)])
                 if block == cl.BLOCK_128X128 and dtype == torch.bfloat16:
                     for routing in uneven:
-                        where = on_device(ends_of(tokens, experts, routing))
-                        contenders[routing] = turns([grouped(GROUP_K, where, dy, x, out)])
+                        contenders[f"{label}, {name}, {routing}"] = turns([grouped(GROUP_K, ends[routing], dy, x, out)])
         dy16 = torch.randn(tokens, n, device=DEVICE, dtype=torch.bfloat16)
         x16 = torch.randn(tokens, k, device=DEVICE, dtype=torch.bfloat16)
-        contenders["grouped_mm"] = turns([_torch_wgrad(dy16, x16, ends)])
+        contenders["grouped_mm"] = turns([_torch_wgrad(dy16, x16, ends["equal"])])
         times = gpu_common.interleaved(contenders, rounds, launches=LAUNCHES)
         rates = {name: 2 * tokens * n * k / time / 1e9 for name, time in times.items()}
         peer = rates.pop("grouped_mm")
         case = f"{tokens} tokens, {experts} experts, {n} x {k}"
-        skewed = {routing: rates.pop(routing) for routing in uneven}
         for metric, rate in rates.items():
-            result.row(case, metric, "TFLOP/s", rate, grouped_mm=peer)
-        for routing, rate in skewed.items():
-            result.row(case, f"1x128 by 128x128, BF16, {routing}", "TFLOP/s", rate)
+            beside = {} if metric.endswith(tuple(uneven)) else {"grouped_mm": peer}  # which runs equal groups
+            result.row(case, metric, "TFLOP/s", rate, **beside)
         del dy, x, out, dy16, x16, contenders
         torch.cuda.empty_cache()
     return result.write(results)

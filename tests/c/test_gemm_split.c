@@ -1,5 +1,5 @@
 /* How tiles that do not fill a wave are shared out: every block is walked through its tiles as the kernels do it
- * (copy_tiles, copy_parts and announce_part in gemm_block_scaled.cuh), and what they rely on must hold. */
+ * (copy_tiles, copy_parts and announce_part in gemm_copy.cuh), and what they rely on must hold. */
 #include "cuda/device/sm90/gemm_split.h"
 #include "registry/selftest_data.h"
 #include "support.h"

@@ -139,6 +139,7 @@ typedef struct __align__(16) written_slot {
     int row, column; /* of D, the first */
     int copied;      /* how many times 64 rows the copy engine is to bring; the others are written. -1: nothing more */
 } written_slot;
+static_assert(sizeof(written_slot) == TILE_SLOT_BYTES, "shared memory is laid out for slots of that size");
 
 /* Named barriers, with the writing warp: a warpgroup's buffers are free; those of one of its chunks are filled. */
 #define BUFFERS_FREE(warpgroup) (10 + (warpgroup))
