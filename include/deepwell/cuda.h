@@ -170,15 +170,16 @@ typedef struct dw_grouped_gemm_args {
     dw_group_axis axis;
     bool accumulate; /* adds into d; a BF16 d is added to what the sums round to, and rounded again */
     /* Device memory, 256-byte aligned, whatever is in it; NULL with 0 bytes for none. With
-     * dw_grouped_gemm_workspace_size bytes what does not fill a wave of tiles is shared out, for a few percent. No
-     * other call that may run at the same time may be given the same: sums could be wrong, or the GPU hang. */
+     * dw_grouped_gemm_workspace_size bytes what does not fill a wave of tiles is shared out, for a few percent, and
+     * tiles of groups along K, which take as long as their groups are, go to whichever block is free. No other call
+     * that may run at the same time may be given the same: results could be wrong, or the GPU hang. */
     void *workspace;
     size_t workspace_bytes;
 } dw_grouped_gemm_args;
 
 /* Bytes of workspace of which a call with these arguments, addresses too, makes use: 0 for bf16, which is not looked at
- * further; up to 18 MB for GROUP_M of e4m3. Like the call it tests a kernel at its first use. Errors otherwise as
- * dw_grouped_gemm's. */
+ * further; of e4m3 up to 18 MB for GROUP_M, 16 bytes for GROUP_K. Like the call it tests a kernel at its first use.
+ * Errors otherwise as dw_grouped_gemm's. */
 DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream`. Can be captured in a CUDA graph once the same call has been made outside of one. Never waits

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "cuda/device/sm90/gemm_params.h"
 #include "cuda/device/sm90/gemm_split.h"
 #include "cuda/host/gemm_sm90.h"
 #include "cuda/host/images.h"
@@ -96,6 +97,25 @@ static void tiles_follow_the_shape(void **state) {
     }
 }
 
+/* A stage instead of store buffers where each multiprocessor has one tile at most. */
+static void single_tiles_have_a_stage_more(void **state) {
+    (void)state;
+    static const struct {
+        int64_t m, n;
+        bool deep;
+    } shapes[] = {{256, 14336, true},
+                  {128 * 12, 256 * 11, true},
+                  {128 * 12, 256 * 11 + 8, false},
+                  {512, 14336, false},
+                  {8192, 4096, false}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const dw_gemm_sm90_row *row = chosen_for(shapes[i].m, shapes[i].n, 4096);
+        print_message("%d x %d: %s\n", (int)shapes[i].m, (int)shapes[i].n, row->name);
+        assert_int_equal(strstr(row->name, "_deep") != NULL, shapes[i].deep);
+        if (shapes[i].deep) assert_true(row->stages == 4 && row->store_buffers == 0);
+    }
+}
+
 /* Of groups along M, tiles of 192 columns where these come out even and the reduction is short. */
 static void tiles_of_groups_follow_the_shape(void **state) {
     (void)state;
@@ -147,6 +167,12 @@ static void workspaces_follow_the_tiles(void **state) {
         const size_t bytes = H100_MULTIPROCESSORS * (size_t)DW_GEMM_PART_BYTES(row->tile_m, row->tile_n);
         const bool splits = row->splits, grouped = row->grouping != DW_GEMM_GROUPED_NONE;
         splitting += splits;
+        if (row->grouping == DW_GEMM_GROUPED_K) { /* whose tiles are dealt, however many there are */
+            assert_false(splits);
+            assert_int_equal(dw_gemm_sm90_workspace(row, &over, H100_MULTIPROCESSORS), DW_GEMM_DEAL_BYTES);
+            assert_int_equal(dw_gemm_sm90_workspace(row, &few, H100_MULTIPROCESSORS), DW_GEMM_DEAL_BYTES);
+            continue;
+        }
         assert_int_equal(dw_gemm_sm90_workspace(row, &over, H100_MULTIPROCESSORS), splits ? bytes : 0);
         /* Of a pair, none for the multiprocessor that is left over. */
         if (row->multicast != DW_GEMM_SHARES_NOTHING)
@@ -155,7 +181,7 @@ static void workspaces_follow_the_tiles(void **state) {
         assert_int_equal(dw_gemm_sm90_workspace(row, &whole, H100_MULTIPROCESSORS), splits && grouped ? bytes : 0);
         assert_int_equal(dw_gemm_sm90_workspace(row, &few, H100_MULTIPROCESSORS), splits && grouped ? bytes : 0);
         assert_true(bytes <= DW_GEMM_WORKSPACE_MAX);
-        if (row->grouping == DW_GEMM_GROUPED_K || row->b_vector || row->out_f32) assert_false(splits);
+        if (row->b_vector || row->out_f32) assert_false(splits);
     }
     assert_true(splitting > 0 && splitting < (int)dw_gemm_sm90_count());
 }
@@ -234,15 +260,11 @@ static void refusals_say_why(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_fit_the_multiprocessor),
-        cmocka_unit_test(every_row_has_its_device_code),
-        cmocka_unit_test(every_form_has_a_kernel),
-        cmocka_unit_test(tiles_follow_the_shape),
-        cmocka_unit_test(tiles_of_groups_follow_the_shape),
-        cmocka_unit_test(workspaces_follow_the_tiles),
-        cmocka_unit_test(the_choice_knows_the_workspace),
-        cmocka_unit_test(workspaces_in_figures),
-        cmocka_unit_test(refusals_say_why),
+        cmocka_unit_test(rows_fit_the_multiprocessor),    cmocka_unit_test(every_row_has_its_device_code),
+        cmocka_unit_test(every_form_has_a_kernel),        cmocka_unit_test(tiles_follow_the_shape),
+        cmocka_unit_test(single_tiles_have_a_stage_more), cmocka_unit_test(tiles_of_groups_follow_the_shape),
+        cmocka_unit_test(workspaces_follow_the_tiles),    cmocka_unit_test(the_choice_knows_the_workspace),
+        cmocka_unit_test(workspaces_in_figures),          cmocka_unit_test(refusals_say_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

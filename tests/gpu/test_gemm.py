@@ -10,6 +10,7 @@ of two or more, and sums of small integers must be exact."""
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -252,7 +253,8 @@ def cuts(total: int, groups: int, kind: str, multiple: int, rng: random.Random) 
 
 
 def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, b_rows: int, out: torch.Tensor, codes: bool,
-            accumulate: bool = False, workspace: torch.Tensor | None = None) -> None:  # fmt: skip
+            accumulate: bool = False, workspace: torch.Tensor | None = None,
+            wait: bool = True) -> None:  # fmt: skip
     m, n, k = (a.rows, b_rows, a.cols)
     place = (0, 0) if workspace is None else (workspace.data_ptr(), workspace.numel())
     _core.cuda_grouped_gemm(
@@ -260,7 +262,8 @@ def grouped(axis: int, ends: torch.Tensor, a: Operand, b: Operand, b_rows: int, 
         SCALING[b.block], b.scale(codes), out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, n, m, n, k,
         int(accumulate), *place, 0, stream(), int(codes),
     )  # fmt: skip
-    torch.cuda.synchronize()
+    if wait:
+        torch.cuda.synchronize()
 
 
 def stacked(parts: list[Operand]) -> Operand:
@@ -491,3 +494,120 @@ def test_groups_of_the_reduction(total: int, groups: int, m: int, n: int, kind: 
             assert torch.equal(added[g], old[g])
         check(added[g], expected + old[g].double(), size + old[g].double().abs(), expected)
         begin = end
+
+
+# ---- tiles of groups of the reduction, dealt to blocks as they come -------------------------------------------------
+
+# What a block gets is dealt from 16 bytes of the workspace: the launch's ticket, how many tiles were, and nothing.
+DEAL_BYTES = 16
+# M, N: for 132 multiprocessors, with 1 and 33 groups more tiles of either size than blocks; up to 1024 groups long ones
+# come first.
+DEALT = ((1, 2176, 4104), (33, 520, 776), (1024, 136, 264), (1025, 136, 264))
+
+
+def uneven_ends(groups: int, rng: random.Random) -> list[int]:
+    """One group has half of everything, every fifth has nothing, others up to five blocks."""
+    blocks = [0 if g % 5 == 4 else rng.randrange(6) for g in range(groups)]
+    blocks[groups // 3] = sum(blocks) + 3
+    return [128 * sum(blocks[: g + 1]) for g in range(groups)]
+
+
+def each_group(a: Operand, b: Operand, ends: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What each group's product is, and the terms' magnitudes."""
+    parts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    return [(a.values[:, p] @ b.values[:, p].t(), a.values[:, p].abs() @ b.values[:, p].abs().t()) for p in parts]
+
+
+@pytest.mark.parametrize("b_block", ["128x128", "1x128"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bf16", "out_f32"])
+@pytest.mark.parametrize(("groups", "m", "n"), DEALT)
+def test_tiles_are_dealt(groups: int, m: int, n: int, dtype: int, b_block: str) -> None:
+    """Whatever lies in the workspace, each tile once: the same bits as with none, whose tiles are not dealt."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED + groups)
+    ends = uneven_ends(groups, random.Random(conftest.SEED + groups))
+    a, b = random_operand(m, ends[-1], "1x128", generator), random_operand(n, ends[-1], b_block, generator)
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    alone = torch.full((groups, m, n), POISON, device="cuda", dtype=DTYPES[dtype])
+    grouped(GROUP_K, where, a, b, n, alone, False)
+    for (expected, size), out in zip(each_group(a, b, ends), alone, strict=True):
+        check(out, expected, size)
+    old = torch.randn(alone.shape, device="cuda", generator=generator).to(DTYPES[dtype])
+    tile_m, tile_n = (128, 256) if b_block == "128x128" else (192, 128)
+    for fill in (0, 255, 0x5A):
+        for codes in (False, True):
+            workspace = workspace_of(fill)
+            out = torch.full_like(alone, POISON)
+            grouped(GROUP_K, where, a, b, n, out, codes, workspace=workspace)
+            assert torch.equal(out, alone)
+            said = workspace[:DEAL_BYTES].view(torch.int32).tolist()
+            assert said[:2] == [0, 0], "the ticket was not taken back"
+            assert said[2] == groups * -(-m // tile_m) * -(-n // tile_n), "not each tile was dealt"
+            assert (workspace[12:] == fill).all(), "more of the workspace was written than tiles are dealt from"
+        added, undealt = old.clone(), old.clone()
+        grouped(GROUP_K, where, a, b, n, added, False, accumulate=True, workspace=workspace_of(fill))
+        grouped(GROUP_K, where, a, b, n, undealt, False, accumulate=True)
+        assert torch.equal(added, undealt)
+
+
+def test_empty_groups_are_dealt() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    a, b = random_operand(520, 128, "1x128", generator), random_operand(776, 128, "128x128", generator)
+    for ends in ([0] * 40, [0] * 39 + [128], [128] * 40):
+        out = torch.full((40, 520, 776), POISON, device="cuda", dtype=torch.bfloat16)
+        where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+        grouped(GROUP_K, where, a, b, 776, out, False, workspace=workspace_of(1))
+        for (expected, size), product in zip(each_group(a, b, ends), out, strict=True):
+            check(product, expected, size)
+            assert expected.any() or (product == 0).all()
+
+
+def test_tiles_are_dealt_again_in_graphs_and_on_two_streams() -> None:
+    """A replayed launch has the same ticket every time; one workspace serves launches that follow each other, and of
+    products that split tiles."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    sets = []
+    for groups, m, n in DEALT[1:3]:
+        ends = uneven_ends(groups, random.Random(conftest.SEED))
+        a, b = random_operand(m, ends[-1], "1x128", generator), random_operand(n, ends[-1], "128x128", generator)
+        where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+        alone = torch.full((groups, m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        grouped(GROUP_K, where, a, b, n, alone, False)
+        sets.append((where, a, b, n, alone, torch.empty_like(alone)))
+    m, n, k = IN_PARTS[0]
+    split_a, split_b = random_operand(m, k, "1x128", generator), random_operand(n, k, "128x128", generator)
+    split, split_alone = (torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    workspaces = [workspace_of(7), workspace_of(8)]
+    gemm(split_a, split_b, split_alone, codes=False, workspace=workspaces[0])
+
+    def run(which: tuple[Any, ...], workspace: torch.Tensor) -> None:
+        where, a, b, n, _, out = which
+        grouped(GROUP_K, where, a, b, n, out, False, workspace=workspace, wait=False)
+
+    def poison() -> None:
+        for out in (split, *(s[5] for s in sets)):
+            out.fill_(POISON)
+        torch.cuda.synchronize()
+
+    def check_all() -> None:
+        torch.cuda.synchronize()
+        for *_, alone, out in sets:
+            assert torch.equal(out, alone)
+
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        for which in sets:
+            run(which, workspaces[0])
+            gemm(split_a, split_b, split, codes=False, wait=False, workspace=workspaces[0])
+    for _ in range(4):
+        poison()
+        recorded.replay()
+        check_all()
+        assert torch.equal(split, split_alone)
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for _ in range(10):
+        poison()
+        for queue, which, workspace in zip(streams, sets, workspaces, strict=True):
+            with torch.cuda.stream(queue):
+                for _ in range(3):
+                    run(which, workspace)
+        check_all()

@@ -17,6 +17,7 @@
 #define STORE_BYTES (64 * 128)
 #define BARRIER_BYTES 16 /* of one stage, of one batch of scales */
 #define SLOT_BYTES 16    /* of one stage, which tile it is of; of one warpgroup, which it has left */
+#define DEALT_BYTES 64   /* of groups along K: which tiles are dealt, with barriers */
 
 #define MULTICAST_0 DW_GEMM_SHARES_NOTHING
 #define MULTICAST_A DW_GEMM_SHARES_A
@@ -75,7 +76,7 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
     return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores +
-                      sums + row->warpgroups * SLOT_BYTES);
+                      sums + row->warpgroups * SLOT_BYTES + (row->grouping == DW_GEMM_GROUPED_K ? DEALT_BYTES : 0));
 }
 
 static int cluster_of(const dw_gemm_sm90_row *row) {
@@ -102,6 +103,7 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
     const int64_t workers = multiprocessors / cluster_of(row);
     const double tiles = (double)ceil_div(shape->m, span_m(row)) * (double)ceil_div(shape->n, span_n(row));
     const bool dense = shape->grouping == DW_GEMM_GROUPED_NONE;
+    if (shape->grouping == DW_GEMM_GROUPED_K) return DW_GEMM_DEAL_BYTES;
     if (!row->splits || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles)) return 0;
     return (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
 }
@@ -132,9 +134,15 @@ static double share_of_peak(const dw_gemm_sm90_row *row) {
     }
 }
 
+/* A kernel of large tiles with a stage where others have the buffers of results (_deep). */
+static bool is_deep(const dw_gemm_sm90_row *row) {
+    return row->tile_m * row->tile_n == 128 * 256 && row->store_buffers == 0 && !row->out_f32;
+}
+
 static double tile_cycles(const dw_gemm_sm90_row *row, double k) {
     const bool pair = row->multicast != DW_GEMM_SHARES_NOTHING;
     double written = row->warpgroups == 3 || row->tile_n == 192 ? (pair ? 700 : 600)
+                     : is_deep(row)                             ? 0
                      : row->tile_m * row->tile_n == 32768       ? (row->out_f32 ? 1300 : 1000)
                                                                 : 800;
     double a_rows = row->multicast == DW_GEMM_SHARES_A ? row->tile_m / 2.0 : row->tile_m;
@@ -184,9 +192,12 @@ bool dw_gemm_sm90_serves(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *
 
 /* Tiles of 192 columns won by 5% where they come out even and the reduction is short, so that writing a tile counts
  * (65536 rows of 128 experts, 1536 x 2048), were 1% behind where they do not (2048 x 768), and 6 to 10% at reductions
- * from 4096 on. Measured on an H100 (2026-11-28). */
-static bool suits(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) {
-    return row->tile_n != 192 || (s->n % 192 == 0 && s->k <= 2048);
+ * from 4096 on. Measured on an H100 (2026-11-28). A stage instead of buffers won by 3 to 4% where each block has one
+ * tile, whose first stages it waits for, and was up to 11% slower elsewhere (an H200, 2026-11-29). */
+static bool suits(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s, int multiprocessors) {
+    if (row->tile_n == 192) return s->n % 192 == 0 && s->k <= 2048;
+    if (is_deep(row)) return ceil_div(s->m, span_m(row)) <= multiprocessors / ceil_div(s->n, span_n(row));
+    return true;
 }
 
 int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, size_t workspace,
@@ -195,7 +206,7 @@ int dw_gemm_sm90_choose(const dw_gemm_sm90_shape *shape, int multiprocessors, si
     double least = 0;
     for (int i = 0; i < (int)ROWS; i++) {
         const dw_gemm_sm90_row *row = &rows[i];
-        if (!dw_gemm_sm90_serves(row, shape) || !suits(row, shape)) continue;
+        if (!dw_gemm_sm90_serves(row, shape) || !suits(row, shape, multiprocessors)) continue;
         if (proofs && atomic_load_explicit(&proofs[i], memory_order_relaxed) == DW_PROOF_REFUTED) continue;
         double cycles = predicted_cycles(row, shape, multiprocessors, workspace);
         if (best >= 0 && cycles >= least) continue;

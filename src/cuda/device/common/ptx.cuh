@@ -246,6 +246,16 @@ DW_DEVICE void cp_async_bulk_tensor_2d_load(uint32_t to, const void *map, int x,
         : "memory");
 }
 
+/* Gives what was there, and leaves `value` if that was `expected`. */
+DW_DEVICE uint64_t atom_cas_acquire_gpu_u64(uint64_t *global, uint64_t expected, uint64_t value) {
+    uint64_t old;
+    asm volatile("atom.acquire.gpu.global.cas.b64 %0, [%1], %2, %3;"
+                 : "=l"(old)
+                 : "l"(global), "l"(expected), "l"(value)
+                 : "memory");
+    return old;
+}
+
 /* Adds in shared memory and gives what was there. What this thread did before is done for whoever sees the sum. */
 DW_DEVICE uint32_t atom_add_acq_rel_shared(uint32_t *shared, uint32_t value) {
     uint32_t old;

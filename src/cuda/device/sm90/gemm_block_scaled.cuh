@@ -73,7 +73,7 @@
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
 
 /* Shared memory: stages, store buffers, sums to be added to others, two batches of scales in turn, which tile a stage
- * is of, barriers, and which tile each warpgroup has left to be written. */
+ * is of, barriers, which tile each warpgroup has left to be written, and which ones have been dealt. */
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
@@ -93,7 +93,14 @@
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
 #define WRITTEN_AT (SCALE_BARRIER_AT + 2 * 16)
-#define SHARED_BYTES (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
+#define DEALT_AT (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
+#define SHARED_BYTES (DEALT_AT + DEALT_BYTES)
+
+/* Groups along K differ in how long their tiles take, so a block takes the next tile when it needs one. Where two warps
+ * copy, the first draws it and tells the second, through two places in turn. */
+#define DEALS (GROUPED == GROUPED_K)
+#define TELLS (DEALS && COPYING_WARPS == 2)
+#define DEALT_BYTES (DEALS ? 64 : 0)
 
 /* Large tiles have buffers for a whole tile, and a warp of the copying warpgroup that has the copy engine empty them. A
  * small one is mostly a block's only one, which is written sooner without it. */
@@ -119,6 +126,10 @@
 
 #if SPLITS && (K_SPLIT > 1 || GROUPED == GROUPED_K || B_VECTOR || !THROUGH_SHARED)
 #error "such a kernel splits no tiles"
+#endif
+
+#if DEALS && (CLUSTER > 1 || K_SPLIT > 1)
+#error "tiles are dealt to single blocks"
 #endif
 
 #if A_SCALE_PARTS > 1 && A_SCALE_PARTS != ROW_WARPGROUPS
@@ -544,6 +555,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             mbarrier_init(full + s, 1);
             mbarrier_init(empty + s, CLUSTER * ROW_WARPGROUPS * 4);
         }
+#if TELLS
+        for (dealt_place d = {0, 0}; d.place < 2; d.place++) {
+            mbarrier_init(dealt_full(shared, &d), 1);
+            mbarrier_init(dealt_empty(shared, &d), 1);
+        }
+#endif
         for (batch_place b = {0, 0}; b.batch < 2; b.batch++) {
             mbarrier_init(scales_full(shared, &b), B_VECTOR ? 1 : 2);
             mbarrier_init(scales_empty(shared, &b), MATH_WARPGROUPS * 4);

@@ -25,9 +25,10 @@ DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, co
     batch_advance(place);
 }
 
-/* One warp, of which one thread issues copies: A, B and the 1x128 scales of a tile's stages from `from` up to `to`. */
+/* One warp, of which one thread issues copies: A, B and the 1x128 scales of a tile's stages from `from` up to `to`.
+ * `opens`: which tile it is travels with the first ones. */
 DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, int from,
-                           int to, ring_place *place, batch_place *batch) {
+                           int to, bool opens, ring_place *place, batch_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
     const tile_slot slot = {work->row, work->column, work->row_end, slot_work(work->k_blocks, work->parts)};
@@ -35,7 +36,7 @@ DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const til
         if (kb % SCALE_BATCH == 0 && kb < work->k_blocks) copy_vector_scales(p, shared, work, kb, batch);
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
         if (!elect_one()) continue;
-        if (kb < K_SPLIT) *(tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES) = slot;
+        if (opens && kb < K_SPLIT) *(tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES) = slot;
         uint32_t barrier = shared_address(full + place->stage);
         if (kb >= work->k_blocks) {
             mbarrier_arrive(barrier);
@@ -159,12 +160,66 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 }
 #endif
 
+#if DEALS
+/* One warp: the next number of a counter that counts for this launch alone, from 0. Whoever comes first sets it up: the
+ * workspace may hold anything, but for a chance of 2^-62 not this launch's ticket. The last of `draws` takes the ticket
+ * back, so that the launch can be replayed. */
+DW_DEVICE int draw(const dw_gemm_sm90_params *p, int draws) {
+    uint64_t *ticket = (uint64_t *)p->workspace;
+    int *count = (int *)(ticket + 1), number = 0;
+    const uint64_t setting_up = p->ticket - 1;
+    for (;;) {
+        const uint64_t seen = __shfl_sync(0xFFFFFFFF, ld_acquire_gpu_u64(ticket), 0);
+        if (seen == p->ticket) break;
+        if (seen != setting_up && elect_one() && atom_cas_acquire_gpu_u64(ticket, seen, setting_up) == seen) {
+            *(volatile int *)count = 0;
+            st_release_gpu_u64(ticket, p->ticket);
+        }
+        __syncwarp();
+    }
+    __syncwarp(); /* whichever thread goes on has seen it */
+    if (elect_one()) {
+        number = atomicAdd(count, 1);
+        if (number == draws - 1) *(volatile uint64_t *)ticket = 0;
+    }
+    return uniform(__reduce_add_sync(0xFFFFFFFF, number)); /* the others have 0 */
+}
+
+/* Which place of two is in turn, for the warp that tells and the one that is told. */
+typedef struct dealt_place {
+    int place;
+    uint32_t phase;
+} dealt_place;
+
+DW_DEVICE int *dealt_tile(char *shared, const dealt_place *d) {
+    return (int *)(shared + DEALT_AT) + d->place;
+}
+
+/* The barriers of a place: a tile's number is there; it has been read. */
+DW_DEVICE uint64_t *dealt_full(char *shared, const dealt_place *d) {
+    return (uint64_t *)(shared + DEALT_AT + 16) + d->place;
+}
+
+DW_DEVICE uint64_t *dealt_empty(char *shared, const dealt_place *d) {
+    return (uint64_t *)(shared + DEALT_AT + 32) + d->place;
+}
+
+DW_DEVICE void dealt_advance(dealt_place *d) {
+    d->phase ^= (uint32_t)d->place;
+    d->place ^= 1;
+}
+#endif
+
 /* A copying warp's way through its block's tiles. */
 typedef struct tile_search {
     tile_walk walk;
     dw_gemm_share share;
     int at, step;           /* the next whole tile, and how far it is to the one after */
     int m_offset, n_offset; /* of this block's tile in its cluster's */
+#if DEALS
+    dealt_place dealt;
+    bool draws; /* tiles after the first */
+#endif
 } tile_search;
 
 DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int rank) {
@@ -174,6 +229,11 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
     s->at = worker;
     s->step = workers;
     walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+#if DEALS
+    s->dealt.place = 0;
+    s->dealt.phase = 0;
+    s->draws = false;
+#endif
 #if SPLITS
     s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
 #else
@@ -181,10 +241,39 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
 #endif
 }
 
+#if DEALS
+/* The number of the block's next tile after its first, by the warp that draws or the one that is told. */
+DW_DEVICE int dealt_next(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp) {
+#if TELLS
+    if (warp == 1) {
+        mbarrier_wait_parity(dealt_full(shared, &s->dealt), s->dealt.phase);
+        const int told = uniform(*(volatile int *)dealt_tile(shared, &s->dealt));
+        if (elect_one()) mbarrier_arrive(shared_address(dealt_empty(shared, &s->dealt)));
+        dealt_advance(&s->dealt);
+        return told;
+    }
+#endif
+    const int at = draw(p, s->walk.total) + s->step;
+#if TELLS
+    mbarrier_wait_parity(dealt_empty(shared, &s->dealt), s->dealt.phase ^ 1);
+    if (elect_one()) {
+        *(volatile int *)dealt_tile(shared, &s->dealt) = at;
+        mbarrier_arrive(shared_address(dealt_full(shared, &s->dealt)));
+    }
+    dealt_advance(&s->dealt);
+#endif
+    return at;
+}
+#endif
+
 /* The next tile, if there is one: whole ones first, then the block's share of the others. Of a share the first part of
  * a tile comes last, when others have long left theirs. */
-DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, tile_work *work) {
+DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp, tile_work *work) {
     work->parts = 0;
+#if DEALS
+    if (s->draws) s->at = dealt_next(s, p, shared, warp);
+    s->draws = p->workspace && s->at < s->share.whole;
+#endif
     if (s->at < s->share.whole) {
         walk_to(&s->walk, p, GROUPED, s->at, s->m_offset, s->n_offset, BLOCK_K, work);
         s->at += s->step;
@@ -211,16 +300,19 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
     tile_search search;
     tile_work work, next;
     search_start(&search, p, rank);
-    for (bool more = next_tile(&search, p, &work); more; work = next) {
+    for (bool more = next_tile(&search, p, shared, warp, &work); more; work = next) {
         const int places = places_of(work.k_blocks), first = min(places, STAGES);
         if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
-        if (warp == 0) copy_stages(p, shared, &work, rank, 0, first, &place, &batch);
-        more = next_tile(&search, p, &next);
-        if (warp == 0) copy_stages(p, shared, &work, rank, first, places, &place, &batch);
+        if (warp == 0) copy_stages(p, shared, &work, rank, 0, first, true, &place, &batch);
+#if TELLS /* whoever is told of a tile has brought this one's scales before: that warp waits */
+        if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
+#endif
+        more = next_tile(&search, p, shared, warp, &next);
+        if (warp == 0) copy_stages(p, shared, &work, rank, first, places, false, &place, &batch);
 #if SPLITS
         if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, &place);
 #endif
-#if !B_VECTOR
+#if !B_VECTOR && !TELLS
         if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
 #endif
     }

@@ -22,6 +22,10 @@
 #define DW_GEMM_SCALE_ROWS(tile_m, any_row, scale_bytes)                                                               \
     ((tile_m) / DW_GEMM_SCALE_PARTS(tile_m, any_row) + ((any_row) ? 16 / (scale_bytes) : 0))
 
+/* Workspace of a product in groups along K: how many tiles have been dealt, and the ticket of the launch they are of.
+ */
+#define DW_GEMM_DEAL_BYTES 16
+
 /* A driver's tensor map. */
 typedef struct dw_gemm_sm90_map {
     DW_ALIGNED_128 uint64_t opaque[16];
@@ -43,8 +47,9 @@ typedef struct dw_gemm_sm90_params {
     int32_t m, n, k; /* of one product; what is grouped: of all together */
     int32_t band;    /* rows of tiles walked before the next column of tiles */
     int32_t accumulate;
-    void *workspace; /* DW_GEMM_PART_BYTES for each block (gemm_split.h), or NULL: no tile is split */
-    uint64_t ticket; /* of this launch's sums there: random, not 0, so that no two launches' are the same */
+    void *workspace; /* DW_GEMM_PART_BYTES for each block (gemm_split.h), or NULL: no tile is split; in groups along K
+                        DW_GEMM_DEAL_BYTES, or NULL: tiles are not dealt */
+    uint64_t ticket; /* of this launch's sums, or tiles, there: random and odd, so that no two launches' are the same */
 } dw_gemm_sm90_params;
 
 #endif

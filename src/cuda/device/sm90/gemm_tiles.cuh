@@ -9,7 +9,17 @@
 #define GROUPED_M 1 /* rows of A in groups, each with its own B */
 #define GROUPED_K 2 /* the reduction in groups, each with its own D */
 
-/* Where a block is in its walk over the tiles. Tiles are numbered group by group. */
+/* Groups along K have as many tiles each, whose work is the group's length. Those more than twice as long as the mean
+ * come first, each kind in its own order: the last tiles are short ones then, and where blocks take tiles as they
+ * finish, they end together. */
+typedef struct group_order {
+    uint32_t longer; /* a lane's: which of 32 groups are among the first */
+    int count;       /* of these, in all groups */
+} group_order;
+
+#define MOST_ORDERED 1024 /* groups: 32 for each lane */
+
+/* Where a block is in its walk over the tiles. Tiles are numbered group by group, along K in the order above. */
 typedef struct tile_walk {
     int total;          /* tiles of a cluster, of all groups */
     int tiles_n;        /* columns of tiles */
@@ -18,6 +28,7 @@ typedef struct tile_walk {
     int group_first;    /* its first tile */
     int begin, end;     /* its extent along M or K */
     int span_m, span_n; /* a cluster's tile */
+    group_order order;  /* along K */
 } tile_walk;
 
 typedef struct tile_work {
@@ -72,7 +83,44 @@ DW_DEVICE int group_tiles_m(const tile_walk *walk, const dw_gemm_sm90_params *p,
     return (rows + walk->span_m - 1) / walk->span_m;
 }
 
-/* By a whole warp. */
+/* By a whole warp, like what follows. */
+DW_DEVICE group_order order_groups(const dw_gemm_sm90_params *p) {
+    const int lane = threadIdx.x % 32;
+    group_order order = {0, 0};
+    if (p->groups > MOST_ORDERED) return order;
+    const int64_t twice = 2 * (int64_t)p->ends[p->groups - 1];
+    for (int first = 0; first < p->groups; first += 32) {
+        const int g = first + lane;
+        bool longer = false;
+        if (g < p->groups) longer = (int64_t)(p->ends[g] - (g > 0 ? p->ends[g - 1] : 0)) * p->groups > twice;
+        const uint32_t longer_ones = __ballot_sync(0xFFFFFFFF, longer);
+        if (lane == first / 32) order.longer = longer_ones;
+    }
+    order.count = uniform(__reduce_add_sync(0xFFFFFFFF, __popc(order.longer)));
+    return order;
+}
+
+/* The group at a place in that order. */
+DW_DEVICE int group_at(const group_order *order, int place) {
+    const int lane = threadIdx.x % 32;
+    if (order->count == 0) return place;
+    const bool first = place < order->count;
+    const uint32_t own = first ? order->longer : ~order->longer; /* no place is as far as those beyond the last group */
+    if (!first) place -= order->count;
+    int reached = __popc(own); /* by this lane and those before */
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int before = __shfl_up_sync(0xFFFFFFFF, reached, step);
+        if (lane >= step) reached += before;
+    }
+    const int from = __ffs(__ballot_sync(0xFFFFFFFF, reached > place)) - 1;
+    uint32_t bits = __shfl_sync(0xFFFFFFFF, own, from);
+    place -= __shfl_sync(0xFFFFFFFF, reached - __popc(own), from);
+    for (; place > 0; place--)
+        bits &= bits - 1;
+    return uniform(32 * from + __ffs(bits) - 1);
+}
+
 DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n) {
     walk->span_m = span_m;
     walk->span_n = span_n;
@@ -83,7 +131,11 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     walk->end = grouped ? uniform(p->ends[0]) : p->m;
     walk->tiles_m = group_tiles_m(walk, p, grouped);
     int rows_of_tiles = walk->tiles_m;
-    if (grouped == GROUPED_K) rows_of_tiles *= p->groups;
+    if (grouped == GROUPED_K) {
+        rows_of_tiles *= p->groups;
+        walk->order = order_groups(p);
+        walk->group = -1; /* not yet */
+    }
     if (grouped == GROUPED_M) {
         int rows = 0; /* of tiles, in the groups that this lane counts */
         for (int g = threadIdx.x % 32; g < p->groups; g += 32)
@@ -93,12 +145,21 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     walk->total = rows_of_tiles * walk->tiles_n;
 }
 
-/* Tile number `at`, which never decreases from call to call. Within a group the tiles go down `band` rows of tiles,
- * then to the next column, so that those in work at one time are about square and share what they read through the L2
- * cache. */
+/* Tile number `at`, which along M never decreases from call to call. Within a group the tiles go down `band` rows of
+ * tiles, then to the next column, so that those in work at one time are about square and share what they read through
+ * the L2 cache. */
 DW_DEVICE void walk_to(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int at, int m_offset, int n_offset,
                        int block_k, tile_work *work) {
-    if (grouped)
+    if (grouped == GROUPED_K) {
+        const int of_group = walk->tiles_m * walk->tiles_n, place = at / of_group;
+        if (walk->group < 0 || place * of_group != walk->group_first) {
+            walk->group_first = place * of_group;
+            walk->group = group_at(&walk->order, place);
+            walk->begin = walk->group > 0 ? uniform(p->ends[walk->group - 1]) : 0;
+            walk->end = uniform(p->ends[walk->group]);
+        }
+    }
+    if (grouped == GROUPED_M)
         while (at >= walk->group_first + walk->tiles_m * walk->tiles_n) {
             walk->group_first += walk->tiles_m * walk->tiles_n;
             walk->group++;
