@@ -88,12 +88,13 @@ def grouped_bf16(
     """GROUP_M: a [T, K], b [G, N, K] or across [G, K, N], out [T, N]. GROUP_K: a [T, M], b [T, N], out [G, M, N]."""
     n = out.shape[-1]
     m, k = a.shape if axis == GROUP_M else (a.shape[1], a.shape[0])
+    workspace = torch.empty(cl.WORKSPACE_BYTES, dtype=torch.uint8, device=DEVICE)
     first = (
         *(axis, ends.numel(), ends.data_ptr(), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(-2), int(across)),
-        *(out.data_ptr(), cl.DTYPE[out.dtype], n, m, n, k, 0, 0),
+        *(out.data_ptr(), cl.DTYPE[out.dtype], n, m, n, k, 0, workspace.data_ptr(), workspace.numel(), 0),
     )
 
-    def call(keep: Any = (a, b, out, ends)) -> None:
+    def call(keep: Any = (a, b, out, ends, workspace)) -> None:
         _core.cuda_grouped_gemm_bf16(*first, cl.place_of(DEVICE)[1])
 
     return call

@@ -177,9 +177,8 @@ typedef struct dw_grouped_gemm_args {
     size_t workspace_bytes;
 } dw_grouped_gemm_args;
 
-/* Bytes of workspace of which a call with these arguments, addresses too, makes use: 0 for bf16, which is not looked at
- * further; of e4m3 up to 18 MB for GROUP_M, 16 bytes for GROUP_K. Like the call it tests a kernel at its first use.
- * Errors otherwise as dw_grouped_gemm's. */
+/* Bytes of workspace of which a call with these arguments, addresses too, makes use: up to 18 MB for GROUP_M of e4m3,
+ * 16 bytes for GROUP_K. Like the call it tests a kernel at its first use. Errors as dw_grouped_gemm's. */
 DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream`. Can be captured in a CUDA graph once the same call has been made outside of one. Never waits
@@ -188,7 +187,7 @@ DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_gr
  * and workspace twice the same bits, whatever is in it; which tiles are split, and so how sums round, depends on the
  * sizes of all groups: one expert's results may differ in their last bits with another's number of rows.
  *
- * Errors: INVALID_ARGUMENT (a misaligned workspace too, but of bf16, which has no use for one), UNSUPPORTED (not a
+ * Errors: INVALID_ARGUMENT (a misaligned workspace too), UNSUPPORTED (not a
  * Hopper GPU, no driver, formats, or every kernel of these formats failed its self-test on that GPU), DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 

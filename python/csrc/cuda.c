@@ -269,6 +269,8 @@ PyObject *core_cuda_grouped_gemm_bf16(PyObject *module, PyObject *const *argumen
         N,
         K,
         ACCUMULATE,
+        WORKSPACE,
+        WORKSPACE_BYTES,
         DEVICE,
         STREAM,
         COUNT
@@ -285,6 +287,8 @@ PyObject *core_cuda_grouped_gemm_bf16(PyObject *module, PyObject *const *argumen
         .groups = v[GROUPS],
         .axis = (dw_group_axis)v[AXIS],
         .accumulate = v[ACCUMULATE] != 0,
+        .workspace = address(v[WORKSPACE]),
+        .workspace_bytes = (size_t)v[WORKSPACE_BYTES],
     };
     if (v[AXIS] == DW_GROUP_M) {
         args.b.data = stack_of(&args.b.data, v[GROUPS]);

@@ -136,7 +136,8 @@ static PyMethodDef methods[] = {
      "dw_grouped_gemm of e4m3 operands, a in 1x128 blocks; scales as in cuda_gemm. Integers only."},
     {"cuda_grouped_gemm_bf16", FAST(core_cuda_grouped_gemm_bf16),
      "cuda_grouped_gemm_bf16(axis, groups, ends, a, a_ld, b, b_ld, b_across, d, d_dtype, d_ld, m, n, k, accumulate, "
-     "device, stream)\n\ndw_grouped_gemm of bf16 operands; b_across: b lies as [groups, k, n]. Integers only."},
+     "workspace, workspace_bytes, device, stream)\n\ndw_grouped_gemm of bf16 operands; b_across: b lies as [groups, k, "
+     "n]. Integers only."},
     {"cuda_linear_forward", FAST(core_cuda_linear_forward),
      "cuda_linear_forward(x, x_dtype, m, k, make_row, row, make_transposed, transposed, weight, n, y, y_dtype, bias, "
      "bias_dtype, workspace, workspace_bytes, device, stream)\n\n"

@@ -360,8 +360,9 @@ static dw_status run(dw_gemm_bench *on, dw_gemm_case c, bool has_nan) {
     c.m = dw_gemm_round_up(c.m, form->m_unit);
     c.n = dw_gemm_round_up(c.n, form->out_f32 ? 4 : 8);
     c.nan_row = has_nan ? dw_random_between(&on->random, 0, c.m - 1) : -1;
+    const char *few_blocks = form->grouping == DW_GEMM_GROUPED_K ? " on two multiprocessors" : " in parts";
     snprintf(on->what, sizeof on->what, "%s [%lld, %lld, %lld]%s%s%s", c.exact ? "integers" : "random", (long long)c.m,
-             (long long)c.n, (long long)c.k, c.multiprocessors ? " in parts" : "", c.has_bias ? " with bias" : "",
+             (long long)c.n, (long long)c.k, c.multiprocessors ? few_blocks : "", c.has_bias ? " with bias" : "",
              c.accumulate ? ", accumulating" : "");
     case_memory of = {0};
     dw_status status = run_case(on, &c, &of);
@@ -431,6 +432,8 @@ static dw_status run_shapes(dw_gemm_bench *on, bool few) {
             if (few && exact != (i == 0)) continue;
             dw_gemm_case c = grouped(&on->form, shapes[i][0], shapes[i][1], shapes[i][2]);
             c.exact = exact;
+            /* So few that most tiles are dealt, by a kernel that deals them. */
+            if (exact && on->form.grouping == DW_GEMM_GROUPED_K) c.multiprocessors = 2;
             DW_TRY(run(on, c, !few && !exact && i % 2));
         }
     if (on->form.splits) DW_TRY(run_parts(on, few));

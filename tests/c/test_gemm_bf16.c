@@ -238,6 +238,48 @@ static void the_kernel_is_told_how_operands_lie(void **state) {
     assert_int_equal(launches, 4);
 }
 
+/* Along K single blocks are dealt their tiles; all other kernels have no use for a workspace. */
+static void workspaces_are_for_dealing(void **state) {
+    (void)state;
+    for (size_t i = 0; i < dw_gemm_bf16_count(); i++) {
+        const dw_gemm_bf16_row *row = dw_gemm_bf16_get(i);
+        const bool deals = row->grouping == DW_GEMM_GROUPED_K && !row->pair;
+        assert_int_equal(dw_gemm_bf16_workspace(row), deals ? DW_GEMM_DEAL_BYTES : 0);
+    }
+    const struct {
+        dw_grouped_gemm_args args;
+        size_t bytes;
+    } cases[] = {{along_m(5, 700, 328, 208, false), 0},
+                 {along_m(5, 700, 328, 208, true), 0},
+                 {along_k(5, 328, 136, 700, DW_BF16), DW_GEMM_DEAL_BYTES},
+                 {along_k(5, 328, 136, 700, DW_F32), DW_GEMM_DEAL_BYTES},
+                 {along_k(2, 4096, 2048, 32768, DW_BF16), 0},
+                 {along_k(0, 328, 136, 700, DW_BF16), 0}};
+    static char workspace[512] __attribute__((aligned(256)));
+    uint64_t last = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        dw_grouped_gemm_args args = cases[i].args;
+        size_t bytes = 99;
+        ASSERT_OK(dw_grouped_gemm_workspace_size(context, &args, &bytes));
+        assert_int_equal(bytes, cases[i].bytes);
+        if (args.groups == 0) continue;
+        args.workspace = workspace;
+        for (size_t given = 15; given <= 17; given++) {
+            args.workspace_bytes = given;
+            ASSERT_OK(dw_grouped_gemm(context, &args, NULL));
+            const bool used = bytes > 0 && given >= bytes;
+            assert_ptr_equal(parameters.workspace, used ? workspace : NULL);
+            assert_int_equal(parameters.ticket % 2, used);
+            if (used) assert_true(parameters.ticket != last);
+            if (used) last = parameters.ticket;
+        }
+        args.workspace = workspace + 16;
+        const int before = launches;
+        assert_failure(dw_grouped_gemm(context, &args, NULL), DW_ERROR_INVALID_ARGUMENT, "aligned to 256 bytes");
+        assert_int_equal(launches, before);
+    }
+}
+
 static void refusals_say_why(void **state) {
     (void)state;
     struct {
@@ -305,6 +347,7 @@ int main(void) {
         cmocka_unit_test_setup(pairs_are_for_large_experts, set_up),
         cmocka_unit_test_setup(refuted_kernels_are_left_out, set_up),
         cmocka_unit_test_setup(the_kernel_is_told_how_operands_lie, set_up),
+        cmocka_unit_test_setup(workspaces_are_for_dealing, set_up),
         cmocka_unit_test_setup(refusals_say_why, set_up),
     };
     int failed = cmocka_run_group_tests(tests, choose_seed, NULL);

@@ -31,7 +31,7 @@ static fake_cuda_state *fake;
 static fake_get_capture_mode_function get_capture_mode;
 static dw_context *context;
 static char cache[64], warning[1024];
-static int launches, split_launches, warnings;
+static int launches, helped_launches, dealt_launches, warnings; /* with a workspace; whose tiles are dealt to two */
 static fault present;
 static const char *faulty; /* part of the name of the kernels that have it */
 
@@ -114,14 +114,14 @@ static void multiply(const dw_gemm_sm90_row *row, const dw_gemm_sm90_params *p, 
 }
 
 static void on_launch(const char *symbol, const dw_cu_launch_config *config, void **arguments) {
-    (void)config;
     const dw_gemm_sm90_row *row = NULL;
     for (size_t i = 0; i < dw_gemm_sm90_count(); i++)
         if (strcmp(dw_gemm_sm90_get(i)->name, symbol) == 0) row = dw_gemm_sm90_get(i);
     assert_non_null(row);
     launches++;
     const dw_gemm_sm90_params *p = arguments[0];
-    split_launches += p->workspace != NULL;
+    helped_launches += p->workspace != NULL;
+    dealt_launches += row->grouping == DW_GEMM_GROUPED_K && p->workspace && config->grid[0] == 2;
     const fault wrong = faulty && strstr(symbol, faulty) ? present : NONE;
     if (wrong == NOTHING) return;
     if (row->grouping == DW_GEMM_GROUPED_NONE) {
@@ -187,10 +187,12 @@ static void right_kernels_pass(void **state) {
         dw_selftest_result result;
         const bool few = i % 6 != test_seed % 6;
         const int split = dw_gemm_sm90_get(i)->splits ? (few ? 1 : 2) : 0; /* cases with split tiles */
-        split_launches = 0;
+        helped_launches = dealt_launches = 0;
         if (selftest(i, few, &result) != DW_OK) fail_msg("%s: %s", dw_gemm_sm90_get(i)->name, result.first_mismatch);
         assert_int_equal(result.cases, (few ? 2 : 16) + split);
-        assert_int_equal(split_launches, split);
+        const bool deals = dw_gemm_sm90_get(i)->grouping == DW_GEMM_GROUPED_K;
+        assert_int_equal(helped_launches, deals ? result.cases : split);
+        assert_int_equal(dealt_launches, deals ? (few ? 1 : 8) : 0);
         assert_string_equal(result.first_mismatch, "");
     }
 }

@@ -94,11 +94,6 @@ static void nothing_is_wanted_where_nothing_splits(void **state) {
     bytes = 99;
     ASSERT_OK(dw_grouped_gemm_workspace_size(context, &args, &bytes));
     assert_int_equal(bytes, 0);
-    args = grouped_of(ALONG_M);
-    args.a.data.dtype = args.b.data.dtype = DW_BF16;
-    bytes = 99;
-    ASSERT_OK(dw_grouped_gemm_workspace_size(context, &args, &bytes));
-    assert_int_equal(bytes, 0);
 }
 
 static void sizes_are_refused_as_calls_are(void **state) {

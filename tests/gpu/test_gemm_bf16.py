@@ -24,16 +24,19 @@ SHAPES = ((2048, 8, 512, 1024), (777, 3, 136, 400), (100, 16, 264, 128), (12288,
 
 
 def grouped(axis: int, ends: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, across: bool = False,
-            accumulate: bool = False) -> None:  # fmt: skip
+            accumulate: bool = False, workspace: torch.Tensor | None = None,
+            wait: bool = True) -> None:  # fmt: skip
     """GROUP_M: a [T, K], b [G, N, K] or across [G, K, N], out [T, N]. GROUP_K: a [T, M], b [T, N], out [G, M, N]."""
     n = out.shape[-1]
     m, k = (a.shape[0], a.shape[1]) if axis == GROUP_M else (a.shape[1], a.shape[0])
     _core.cuda_grouped_gemm_bf16(
         axis, ends.numel(), ends.data_ptr(), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(-2), int(across),
-        out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, n, m, n, k, int(accumulate), 0,
+        out.data_ptr(), F32 if out.dtype == torch.float32 else BF16, n, m, n, k, int(accumulate),
+        *((0, 0) if workspace is None else (workspace.data_ptr(), workspace.numel())), 0,
         torch.cuda.current_stream().cuda_stream,
     )  # fmt: skip
-    torch.cuda.synchronize()
+    if wait:
+        torch.cuda.synchronize()
 
 
 def draw(*shape: int, exact: bool, generator: torch.Generator) -> torch.Tensor:
@@ -157,10 +160,85 @@ def test_the_same_bits_in_every_run_and_in_a_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     replayed = torch.full_like(outs[0], POISON)
     with torch.cuda.graph(graph):
-        _core.cuda_grouped_gemm_bf16(
-            *(GROUP_K, 8, ends.data_ptr(), a.data_ptr(), 1024, b.data_ptr(), 768, 1, replayed.data_ptr(), BF16, 768),
-            *(1024, 768, 4096, 0, 0, torch.cuda.current_stream().cuda_stream),
-        )
+        grouped(GROUP_K, ends, a, b, replayed, wait=False)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(replayed, outs[0])
+
+
+# ---- tiles of groups of the reduction, dealt to blocks as they come --------------------------------------------------
+
+TILE_M, TILE_N = 128, 256
+
+
+def uneven_ends(groups: int, rng: random.Random) -> list[int]:
+    """One group has half of everything, every fifth has nothing, others up to 300 rows."""
+    rows = [0 if g % 5 == 4 else rng.randrange(300) for g in range(groups)]
+    rows[groups // 3] = sum(rows) + 100
+    return [sum(rows[: g + 1]) for g in range(groups)]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=["bf16", "f32"])
+@pytest.mark.parametrize(("groups", "m", "n"), [(1, 2176, 4104), (33, 520, 776), (1024, 136, 264), (1025, 136, 264)])
+def test_tiles_are_dealt(groups: int, m: int, n: int, dtype: int) -> None:
+    """Whatever lies in the workspace, each tile once: the same bits as with none, whose tiles are not dealt."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED + groups)
+    ends = uneven_ends(groups, random.Random(conftest.SEED + groups))
+    a, b = (draw(ends[-1], width, exact=False, generator=generator) for width in (m, n))
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    alone = torch.full((groups, m, n), POISON, device="cuda", dtype=DTYPES[dtype])
+    grouped(GROUP_K, where, a, b, alone)
+    begin = 0
+    for end, out in zip(ends, alone, strict=True):
+        left, right = a[begin:end].double().t(), b[begin:end].double()
+        check(out, left @ right, left.abs() @ right.abs(), max(end - begin, 1), exact=False)
+        begin = end
+    old = torch.randn(alone.shape, device="cuda", generator=generator).to(DTYPES[dtype])
+    undealt = old.clone()
+    grouped(GROUP_K, where, a, b, undealt, accumulate=True)
+    blocks = torch.cuda.get_device_properties(0).multi_processor_count
+    tiles = groups * -(-m // TILE_M) * -(-n // TILE_N)
+    for fill in (0, 255, 0x5A):
+        for accumulate, expected in ((False, alone), (True, undealt)):
+            workspace = torch.full((1024,), fill, dtype=torch.uint8, device="cuda")
+            out = old.clone() if accumulate else torch.full_like(alone, POISON)
+            grouped(GROUP_K, where, a, b, out, accumulate=accumulate, workspace=workspace)
+            assert torch.equal(out, expected)
+            said = workspace[:16].view(torch.int32).tolist()
+            assert said[:2] == [0, 0], "the ticket was not taken back"
+            assert said[2] == tiles - blocks, "not each tile was drawn once"
+            assert (workspace[12:] == fill).all(), "more of the workspace was written than tiles are dealt from"
+
+
+def test_dealt_tiles_in_graphs() -> None:
+    """A replayed launch has the same ticket every time; one workspace serves launches that follow each other."""
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    sets = []
+    for groups, m, n in ((33, 520, 776), (5, 1032, 2056)):
+        ends = uneven_ends(groups, random.Random(conftest.SEED))
+        a, b = (draw(ends[-1], width, exact=False, generator=generator) for width in (m, n))
+        where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+        alone = torch.full((groups, m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        grouped(GROUP_K, where, a, b, alone)
+        sets.append((where, a, b, alone, torch.empty_like(alone)))
+    workspace = torch.full((16,), 7, dtype=torch.uint8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for where, a, b, _, out in (*sets, *sets):
+            grouped(GROUP_K, where, a, b, out, workspace=workspace, wait=False)
+    for _ in range(4):
+        for *_, out in sets:
+            out.fill_(POISON)
+        graph.replay()
+        torch.cuda.synchronize()
+        for *_, alone, out in sets:
+            assert torch.equal(out, alone)
+
+
+def test_a_workspace_is_checked() -> None:
+    ends = torch.tensor([64], dtype=torch.int32, device="cuda")
+    a, b = (torch.zeros(64, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    out = torch.full((1, 128, 128), POISON, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(Exception, match="256 bytes"):
+        grouped(GROUP_K, ends, a, b, out, workspace=torch.zeros(1024, dtype=torch.uint8, device="cuda")[16:])
+    assert (out == POISON).all()

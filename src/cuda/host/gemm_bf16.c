@@ -11,7 +11,7 @@ enum { TILE_M = DW_GEMM_BF16_TILE_M, TILE_N = DW_GEMM_BF16_TILE_N, STAGES = DW_G
 
 /* As in src/cuda/device/sm90/gemm_bf16.cuh; and how many rows of tiles are walked together, which matters little: bands
  * of 8 and 16 are within a percent of each other (H100, 2026-11-23, docs/measured-facts.md). */
-enum { THREADS = 384, PIECE_BYTES = 64 * 128, BAND = 16 };
+enum { THREADS = 384, PIECE_BYTES = 64 * 128, SLOT_BYTES = 16, BARRIER_BYTES = 16, BAND = 16 };
 
 #define CUDA_GEMM_BF16(name_, grouped_, b_across_, multicast_, out_f32_)                                               \
     {.name = #name_,                                                                                                   \
@@ -44,7 +44,12 @@ static int64_t ceil_div(int64_t value, int64_t divisor) {
 
 uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row) {
     const int pieces = STAGES * (TILE_M + TILE_N) / 64 + (row->out_f32 ? 0 : 4);
-    return (uint32_t)(pieces * PIECE_BYTES + STAGES * 16);
+    return (uint32_t)(pieces * PIECE_BYTES + STAGES * (SLOT_BYTES + BARRIER_BYTES));
+}
+
+/* Two blocks that share B go through their tiles together, in a fixed order. */
+size_t dw_gemm_bf16_workspace(const dw_gemm_bf16_row *row) {
+    return row->grouping == DW_GEMM_GROUPED_K && !row->pair ? DW_GEMM_DEAL_BYTES : 0;
 }
 
 /* ---- the choice ---- */
@@ -183,7 +188,7 @@ static dw_status check_formats(const dw_grouped_gemm_args *args) {
     if (args->groups < 0 || args->groups > INT32_MAX || (args->groups > 0 && !args->ends))
         return dw_fail(DW_ERROR_INVALID_ARGUMENT, "grouped gemm: %" PRId64 " groups, ends at %p", args->groups,
                        (const void *)args->ends);
-    return DW_OK;
+    return dw_gemm_check_workspace("grouped gemm", args->workspace, args->workspace_bytes);
 }
 
 static dw_status prepare(const dw_grouped_gemm_args *args, call *c) {
@@ -243,8 +248,15 @@ static dw_status map_of(const dw_cuda_scope *scope, const void *address, int64_t
     return dw_cuda_tensor_map(scope, &spec, (dw_cu_tensor_map *)map);
 }
 
-static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *args, const call *c, int forced,
-                        int limit, void *stream) {
+/* What a call is for besides multiplying: a kernel that must do it (-1: any), and on how many multiprocessors (0: all
+ * there are). */
+typedef struct purpose {
+    int forced, multiprocessors;
+    size_t *workspace; /* wanted: the bytes of it; NULL: multiply */
+} purpose;
+
+static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *args, const call *c, const purpose *why,
+                        void *stream) {
     const dw_gemm_bf16_shape *s = &c->shape;
     int capability = 0, multiprocessors = 0;
     DW_TRY(dw_gemm_sm90_device(scope, &capability, &multiprocessors));
@@ -252,9 +264,14 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
         return dw_fail(DW_ERROR_UNSUPPORTED, "grouped gemm: needs compute capability 9.0 (Hopper); this GPU has %d.%d",
                        capability / 10, capability % 10);
     int chosen;
-    DW_TRY(pick(scope, s, multiprocessors, forced, &chosen));
-    if (limit > 0) multiprocessors = limit;
+    DW_TRY(pick(scope, s, multiprocessors, why->forced, &chosen));
+    if (why->multiprocessors > 0) multiprocessors = why->multiprocessors;
     const dw_gemm_bf16_row *row = &rows[chosen];
+    const size_t workspace = dw_gemm_bf16_workspace(row);
+    if (why->workspace) {
+        *why->workspace = workspace;
+        return DW_OK;
+    }
     const bool along_m = s->grouping == DW_GEMM_GROUPED_M;
     const void *a = args->a.data.data, *b = args->b.data.data;
     dw_gemm_sm90_params p = {.out = args->d.data,
@@ -266,6 +283,10 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
                              .k = (int32_t)s->k,
                              .band = BAND,
                              .accumulate = args->accumulate};
+    if (workspace > 0 && args->workspace && args->workspace_bytes >= workspace) {
+        p.workspace = args->workspace;
+        p.ticket = dw_gemm_next_ticket();
+    }
     if (along_m) {
         DW_TRY(map_of(scope, a, s->k, s->m, c->a_ld, 0, TILE_M, &p.a));
         DW_TRY(s->b_across ? map_of(scope, b, s->n, s->k, c->b_ld, s->groups, 64, &p.b)
@@ -287,21 +308,25 @@ static dw_status launch(const dw_cuda_scope *scope, const dw_grouped_gemm_args *
     return dw_cuda_launch(scope, &kernels[chosen], &config, stream, arguments);
 }
 
-static dw_status multiply(int forced, int limit, const dw_grouped_gemm_args *args, void *stream) {
+static dw_status run(const purpose *why, const dw_grouped_gemm_args *args, void *stream) {
     call c;
     DW_TRY(prepare(args, &c));
     if (c.shape.groups == 0 || c.shape.m == 0 || c.shape.n == 0) return DW_OK;
     dw_cuda_scope scope;
     DW_TRY(dw_cuda_enter(args->a.data.device_id, &scope));
-    dw_status status = launch(&scope, args, &c, forced, limit, stream);
+    dw_status status = launch(&scope, args, &c, why, stream);
     dw_cuda_leave(&scope);
     return status;
 }
 
 dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream) {
-    return multiply(-1, 0, args, stream);
+    return run(&(purpose){.forced = -1}, args, stream);
+}
+
+dw_status dw_grouped_gemm_bf16_workspace_size(const dw_grouped_gemm_args *args, size_t *bytes) {
+    return run(&(purpose){.forced = -1, .workspace = bytes}, args, NULL);
 }
 
 dw_status dw_grouped_gemm_bf16_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream) {
-    return multiply(row, multiprocessors, args, stream);
+    return run(&(purpose){.forced = row, .multiprocessors = multiprocessors}, args, stream);
 }

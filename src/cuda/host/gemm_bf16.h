@@ -30,6 +30,9 @@ const dw_gemm_bf16_row *dw_gemm_bf16_get(size_t index);
 /* Dynamic shared memory of a kernel, in bytes, as its source lays it out. */
 uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row);
 
+/* Bytes of workspace of which it makes use, to deal its tiles; 0: none. Pure. */
+size_t dw_gemm_bf16_workspace(const dw_gemm_bf16_row *row);
+
 /* Whether the kernel is for the shape's formats. Pure. */
 bool dw_gemm_bf16_serves(const dw_gemm_bf16_row *row, const dw_gemm_bf16_shape *shape);
 
@@ -45,8 +48,11 @@ dw_status dw_grouped_gemm_check_tensor(const dw_tensor *t, const char *name, int
  * its first use; UNSUPPORTED when all of these formats have failed. */
 dw_status dw_grouped_gemm_bf16(const dw_grouped_gemm_args *args, void *stream);
 
-/* The same with exactly this kernel, proved or not, on so many multiprocessors (0: all there are): for self-tests and
- * benchmarks. */
+/* dw_grouped_gemm_workspace_size of BF16 operands. */
+dw_status dw_grouped_gemm_bf16_workspace_size(const dw_grouped_gemm_args *args, size_t *bytes);
+
+/* dw_grouped_gemm_bf16 with exactly this kernel, proved or not, on so many multiprocessors (0: all there are): for
+ * self-tests and benchmarks. */
 dw_status dw_grouped_gemm_bf16_with_row(int row, int multiprocessors, const dw_grouped_gemm_args *args, void *stream);
 
 #endif

@@ -216,7 +216,7 @@ dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_g
                        : !args  ? "args"
                                 : "bytes");
     *bytes = 0;
-    if (args->a.data.dtype == DW_BF16) return DW_OK;
+    if (args->a.data.dtype == DW_BF16) return dw_grouped_gemm_bf16_workspace_size(args, bytes);
     return grouped_gemm(args, &(purpose){.forced = -1, .workspace = bytes}, NULL);
 }
 

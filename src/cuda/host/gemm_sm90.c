@@ -335,8 +335,7 @@ static int a_box_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *s) 
     return s->grouping == DW_GEMM_GROUPED_NONE && s->m < row->tile_m ? (int)s->m : row->tile_m;
 }
 
-/* A number that, but for a chance of 2^-63, no other launch has and does not lie in fresh memory. */
-static uint64_t next_ticket(void) {
+uint64_t dw_gemm_next_ticket(void) {
     static atomic_uint_fast64_t count;
     struct timespec now = {0};
     timespec_get(&now, TIME_UTC);
@@ -344,7 +343,7 @@ static uint64_t next_ticket(void) {
     x += atomic_fetch_add_explicit(&count, 1, memory_order_relaxed) * 0x9E3779B97F4A7C15u;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u; /* the mixing function of splitmix64 (Steele, Lea, Flood) */
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return (x ^ x >> 31) | 1; /* zero says that there is none */
+    return (x ^ x >> 31) | 1; /* zero says that there is none, and see gemm_deal.cuh */
 }
 
 dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,
@@ -375,7 +374,7 @@ dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_cal
     const size_t workspace = dw_gemm_sm90_workspace(row, s, multiprocessors);
     if (workspace > 0 && call->workspace && call->workspace_bytes >= workspace) {
         p.workspace = call->workspace;
-        p.ticket = next_ticket();
+        p.ticket = dw_gemm_next_ticket();
     }
     int64_t cluster = cluster_of(row), slots = multiprocessors / cluster;
     int64_t tiles = ceil_div(s->m, span_m(row)) * ceil_div(s->n, span_n(row));

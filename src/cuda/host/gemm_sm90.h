@@ -87,12 +87,15 @@ typedef struct dw_gemm_sm90_call {
     int64_t d_rows, d_ld;
     int64_t a_scale_ld, b_scale_ld, b_scale_row_step, b_scale_k_step;
     bool accumulate;
-    void *workspace; /* device memory, or NULL: for split tiles, where it has dw_gemm_sm90_workspace bytes */
+    void *workspace; /* device memory, or NULL: for split or dealt tiles, where it has dw_gemm_sm90_workspace bytes */
     size_t workspace_bytes;
 } dw_gemm_sm90_call;
 
 /* Those of a product that `dw_gemm_sm90_refusal` has nothing against. Pure. */
 dw_gemm_sm90_call dw_gemm_sm90_call_of(const dw_gemm_args *args, const dw_gemm_problem *problem);
+
+/* An odd number that, but for a chance of 2^-63, no other launch has and does not lie in fresh memory. */
+uint64_t dw_gemm_next_ticket(void);
 
 /* Multiplies with a kernel that serves the shape, on so many multiprocessors at most. */
 dw_status dw_gemm_sm90_launch(const dw_cuda_scope *scope, const dw_gemm_sm90_call *call,

@@ -9,10 +9,11 @@
  * Floor: 2 M N K operations at half of FP8's rate, 48 KiB of operands for every 1024 cycles of the tensor core.
  *
  * Plan: as in gemm_block_scaled.cuh, without scales: one block per multiprocessor walks over tiles of 128 x 256; a
- * copying warp keeps STAGES stages of 64 steps of the reduction on the way; two warpgroups multiply 64 rows each,
- * FP32 sums in registers, one stage's products behind the next one's, and write through shared memory with the copy
- * engine while the copying warp is ahead in the next tile. With MULTICAST two blocks along M share B and load half of
- * it each. Where a group's reduction ends inside a stage, the rest of the stage, which is the next group's, is cleared.
+ * copying warp keeps STAGES stages of 64 steps of the reduction on the way, and which tile it is with the first of
+ * them; two warpgroups multiply 64 rows each, FP32 sums in registers, one stage's products behind the next one's, and
+ * write through shared memory with the copy engine while the copying warp is ahead in the next tile. With MULTICAST two
+ * blocks along M share B and load half of it each; along K single blocks are dealt their tiles (gemm_deal.cuh). Where a
+ * group's reduction ends inside a stage, the rest of the stage, which is the next group's, is cleared.
  *
  * GROUPED    GROUPED_M or GROUPED_K
  * B_ACROSS   how B lies along M, see above; 1 along K
@@ -21,7 +22,7 @@
  * KERNEL     the name */
 #include "sm90/bf16_part.cuh"
 #include "sm90/copy.cuh"
-#include "sm90/gemm_tiles.cuh"
+#include "sm90/gemm_deal.cuh"
 #include "sm90/wgmma.cuh"
 
 #define MULTICAST_B 2
@@ -35,7 +36,7 @@
 #define SUMS (TILE_N / 2) /* of a thread */
 #define CLUSTER (MULTICAST ? 2 : 1)
 
-/* Shared memory: stages, each in pieces of 64 rows of 128 bytes; store buffers; barriers. */
+/* Shared memory: stages, each in pieces of 64 rows of 128 bytes; store buffers; which tile a stage is of; barriers. */
 #define PIECE_BYTES (64 * 128)
 #define A_PIECES (TILE_M / 64)
 #define B_PIECES (TILE_N / 64)
@@ -43,7 +44,8 @@
 #define STAGE_BYTES (A_BYTES + B_PIECES * PIECE_BYTES)
 #define STORE_BUFFERS (OUT_F32 ? 0 : 2) /* of each warpgroup */
 #define STORE_AT (STAGES * STAGE_BYTES)
-#define BARRIER_AT (STORE_AT + MATH_WARPGROUPS * STORE_BUFFERS * PIECE_BYTES)
+#define SLOT_AT (STORE_AT + MATH_WARPGROUPS * STORE_BUFFERS * PIECE_BYTES)
+#define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define SHARED_BYTES (BARRIER_AT + STAGES * 16)
 
 #if SHARED_BYTES > 232448
@@ -81,15 +83,31 @@ DW_DEVICE void copy_b_piece(const dw_gemm_sm90_params *p, uint32_t to, int x, in
 #endif
 }
 
-/* `begin`: where the group's reduction begins, along K. */
-DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int begin, int rank,
-                         ring_place *place) {
+/* A tile's work in one number: its stages, and along K how many rows its last one has. */
+DW_DEVICE int slot_work_of(int k_blocks, int last_rows) {
+    return k_blocks | (last_rows - 1) << 25;
+}
+
+DW_DEVICE int slot_last_rows(int work) {
+    return (work >> 25) + 1;
+}
+
+/* A tile for the multiplying warps: what it is with its first stage, and all of its stages; one
+ * stage without operands where its reduction is empty. `begin`: where the group's reduction begins, along K. */
+DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int begin, int last_rows,
+                         int rank, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
-    for (int kb = 0; kb < work->k_blocks; kb++, ring_advance(place)) {
+    const tile_slot slot = {work->row, work->column, work->row_end, slot_work_of(work->k_blocks, last_rows)};
+    for (int kb = 0; kb < max(work->k_blocks, 1); kb++, ring_advance(place)) {
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
         if (!elect_one()) continue;
-        mbarrier_arrive_expect_tx(full + place->stage, STAGE_BYTES);
         const uint32_t barrier = shared_address(full + place->stage);
+        if (kb == 0) *(tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES) = slot;
+        if (work->k_blocks == 0) {
+            mbarrier_arrive(barrier);
+            continue;
+        }
+        mbarrier_arrive_expect_tx(full + place->stage, STAGE_BYTES);
         const uint32_t a = shared_address(shared) + place->stage * STAGE_BYTES, b = a + A_BYTES;
         const int at = begin + kb * BLOCK_K;
 #if GROUPED == GROUPED_K
@@ -110,6 +128,28 @@ DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_
         copy_b_piece(p, b + i * PIECE_BYTES, at, work->column + 64 * i, work->group, barrier);
 #endif
     }
+}
+
+/* All tiles, and that there are no more. */
+DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int rank) {
+    const int blocks = gridDim.x / CLUSTER;
+    uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
+    tile_walk walk;
+    walk_start(&walk, p, GROUPED, TILE_M * CLUSTER, TILE_N, blocks);
+    tile_deal deal = deal_start(blockIdx.x / CLUSTER, blocks);
+    ring_place place = {0, 0};
+    for (; deal.at < walk.total; deal_next(&deal, p, walk.total)) {
+        tile_work work;
+        walk_to(&walk, p, GROUPED, deal.at, rank * TILE_M, 0, BLOCK_K, &work);
+        const int begin = GROUPED == GROUPED_K ? walk.begin : 0;
+        const int last_rows = GROUPED == GROUPED_K ? walk.end - begin - (work.k_blocks - 1) * BLOCK_K : BLOCK_K;
+        copy_tile(p, shared, &work, begin, last_rows, rank, &place);
+    }
+    griddepcontrol_launch_dependents();
+    mbarrier_wait_parity(empty + place.stage, place.phase ^ 1);
+    if (!elect_one()) return;
+    ((tile_slot *)(shared + SLOT_AT + place.stage * TILE_SLOT_BYTES))->work = -1;
+    mbarrier_arrive(shared_address(full + place.stage));
 }
 
 /* ---- the multiplying warpgroups ---- */
@@ -176,15 +216,16 @@ DW_DEVICE void multiply_tile(float *sums, char *shared, int k_blocks, int last_r
 /* ---- writing ---- */
 
 #if OUT_F32
-DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, const tile_work *work, int warpgroup) {
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char *, const tile_slot *tile,
+                          int warpgroup) {
     const int thread = threadIdx.x % WARPGROUP, lane = thread % 32;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = work->row + 64 * warpgroup + 16 * (thread / 32) + lane / 4 + 8 * half;
-        if (row >= work->row_end) continue;
+        const int row = tile->row + 64 * warpgroup + 16 * (thread / 32) + lane / 4 + 8 * half;
+        if (row >= tile->row_end) continue;
 #pragma unroll
         for (int j = 0; j < TILE_N / 8; j++) {
-            const int column = work->column + 8 * j + 2 * (lane % 4);
+            const int column = tile->column + 8 * j + 2 * (lane % 4);
             if (column >= p->n) continue;
             float2 *at = (float2 *)((float *)p->out + row * p->out_ld + column);
             float2 v = make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
@@ -198,15 +239,15 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, const
     }
 }
 #else
-DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char *shared, const tile_work *work,
+DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char *shared, const tile_slot *tile,
                           int warpgroup) {
-    const int thread = threadIdx.x % WARPGROUP, row = work->row + 64 * warpgroup;
-    const bool by_rows = p->accumulate || row + 64 > work->row_end;
+    const int thread = threadIdx.x % WARPGROUP, row = tile->row + 64 * warpgroup;
+    const bool by_rows = p->accumulate || row + 64 > tile->row_end;
     char *stores = shared + STORE_AT + warpgroup * (STORE_BUFFERS * PIECE_BYTES);
 #pragma unroll
     for (int part = 0; part < TILE_N / 64; part++) {
         char *buffer = stores + part % STORE_BUFFERS * PIECE_BYTES;
-        const int column = work->column + 64 * part;
+        const int column = tile->column + 64 * part;
         /* The buffer's last store was one before the newest. */
         if (thread == 0) cp_async_bulk_wait_group_read(1);
         bar_sync(1 + warpgroup, WARPGROUP);
@@ -214,13 +255,43 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, const float *sums, char 
         fence_proxy_async();
         bar_sync(1 + warpgroup, WARPGROUP);
         if (by_rows)
-            write_rows(p, buffer, row, work->row_end, column, thread);
+            write_rows(p, buffer, row, tile->row_end, column, thread);
         else if (thread == 0)
             cp_async_bulk_tensor_2d_store(&p->d, column, row, shared_address(buffer));
         if (thread == 0) cp_async_bulk_commit_group();
     }
 }
 #endif
+
+/* The next tile, when it is there. */
+DW_DEVICE tile_slot next_slot(char *shared, const ring_place *place) {
+    mbarrier_wait_parity((uint64_t *)(shared + BARRIER_AT) + place->stage, place->phase);
+    tile_slot tile = *(const tile_slot *)(shared + SLOT_AT + place->stage * TILE_SLOT_BYTES);
+    tile.work = uniform(tile.work);
+    return tile;
+}
+
+/* All tiles of a multiplying warpgroup. */
+DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
+    uint64_t *empty = (uint64_t *)(shared + BARRIER_AT) + STAGES;
+    ring_place place = {0, 0};
+    for (tile_slot tile = next_slot(shared, &place); tile.work >= 0; tile = next_slot(shared, &place)) {
+        const int k_blocks = slot_k_blocks(tile.work);
+        float sums[SUMS];
+        if (GROUPED == GROUPED_K && k_blocks == 0) {
+#pragma unroll
+            for (int i = 0; i < SUMS; i++)
+                sums[i] = 0.0f;
+            release(empty + place.stage);
+            ring_advance(&place);
+        }
+        multiply_tile(sums, shared, k_blocks, slot_last_rows(tile.work), warpgroup, &place);
+        write_tile(p, sums, shared, &tile, warpgroup);
+    }
+#if !OUT_F32
+    if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
+#endif
+}
 
 /* ---- the kernel ---- */
 
@@ -246,41 +317,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     /* What the kernel before this one in the stream wrote may be read, and what it read may be written, from here on.
      */
     griddepcontrol_wait();
-    const int m_offset = rank * TILE_M, step = gridDim.x / CLUSTER;
-    tile_walk walk;
-    tile_work work;
-    walk_start(&walk, &p, GROUPED, TILE_M * CLUSTER, TILE_N);
-    ring_place place = {0, 0};
-
     if (warpgroup == MATH_WARPGROUPS) {
         setmaxnreg_dec(40);
-        if (uniform(threadIdx.x % WARPGROUP / 32) == 0) {
-            for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {
-                walk_to(&walk, &p, GROUPED, at, m_offset, 0, BLOCK_K, &work);
-                copy_tile(&p, shared, &work, GROUPED == GROUPED_K ? walk.begin : 0, rank, &place);
-            }
-            griddepcontrol_launch_dependents();
-        }
+        if (uniform(threadIdx.x % WARPGROUP / 32) == 0) copy_tiles(&p, shared, rank);
     } else {
         setmaxnreg_inc(232);
-        for (int at = blockIdx.x / CLUSTER; at < walk.total; at += step) {
-            walk_to(&walk, &p, GROUPED, at, m_offset, 0, BLOCK_K, &work);
-            const int last_rows = walk.end - walk.begin - (work.k_blocks - 1) * BLOCK_K; /* along K */
-            float sums[SUMS];
-            if (GROUPED == GROUPED_K && work.k_blocks == 0)
-#pragma unroll
-                for (int i = 0; i < SUMS; i++)
-                    sums[i] = 0.0f;
-            multiply_tile(sums, shared, work.k_blocks, last_rows, warpgroup, &place);
-#if OUT_F32
-            write_tile(&p, sums, &work, warpgroup);
-#else
-            write_tile(&p, sums, shared, &work, warpgroup);
-#endif
-        }
-#if !OUT_F32
-        if (threadIdx.x % WARPGROUP == 0) cp_async_bulk_wait_group_read(0);
-#endif
+        multiply_tiles(&p, shared, warpgroup);
     }
 #if MULTICAST
     /* No block leaves while its neighbour may still write into it or arrive at its barriers. */

@@ -43,7 +43,7 @@
  *                  up costs
  * KERNEL           the name */
 #include "sm90/copy.cuh"
-#include "sm90/gemm_tiles.cuh"
+#include "sm90/gemm_deal.cuh"
 #include "sm90/wgmma.cuh"
 
 #define MULTICAST_A 1
@@ -96,8 +96,8 @@
 #define DEALT_AT (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
 #define SHARED_BYTES (DEALT_AT + DEALT_BYTES)
 
-/* Groups along K differ in how long their tiles take, so a block takes the next tile when it needs one. Where two warps
- * copy, the first draws it and tells the second, through two places in turn. */
+/* Tiles of groups along K are dealt (gemm_deal.cuh). Where two warps copy, the first draws and tells the second,
+ * through two places in turn. */
 #define DEALS (GROUPED == GROUPED_K)
 #define TELLS (DEALS && COPYING_WARPS == 2)
 #define DEALT_BYTES (DEALS ? 64 : 0)

@@ -101,7 +101,7 @@ DW_DEVICE void announce_part(const dw_gemm_sm90_params *p) {
     const int workers = gridDim.x / CLUSTER;
     const int k_blocks = stages_of(p);
     tile_walk walk;
-    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N, workers);
     const dw_gemm_share share =
         dw_gemm_share_of(workers - 1 - blockIdx.x / CLUSTER, workers, walk.total, k_blocks, true);
     if (share.at >= share.end || share.at % k_blocks == 0) return;
@@ -160,31 +160,7 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 }
 #endif
 
-#if DEALS
-/* One warp: the next number of a counter that counts for this launch alone, from 0. Whoever comes first sets it up: the
- * workspace may hold anything, but for a chance of 2^-62 not this launch's ticket. The last of `draws` takes the ticket
- * back, so that the launch can be replayed. */
-DW_DEVICE int draw(const dw_gemm_sm90_params *p, int draws) {
-    uint64_t *ticket = (uint64_t *)p->workspace;
-    int *count = (int *)(ticket + 1), number = 0;
-    const uint64_t setting_up = p->ticket - 1;
-    for (;;) {
-        const uint64_t seen = __shfl_sync(0xFFFFFFFF, ld_acquire_gpu_u64(ticket), 0);
-        if (seen == p->ticket) break;
-        if (seen != setting_up && elect_one() && atom_cas_acquire_gpu_u64(ticket, seen, setting_up) == seen) {
-            *(volatile int *)count = 0;
-            st_release_gpu_u64(ticket, p->ticket);
-        }
-        __syncwarp();
-    }
-    __syncwarp(); /* whichever thread goes on has seen it */
-    if (elect_one()) {
-        number = atomicAdd(count, 1);
-        if (number == draws - 1) *(volatile uint64_t *)ticket = 0;
-    }
-    return uniform(__reduce_add_sync(0xFFFFFFFF, number)); /* the others have 0 */
-}
-
+#if TELLS
 /* Which place of two is in turn, for the warp that tells and the one that is told. */
 typedef struct dealt_place {
     int place;
@@ -214,11 +190,15 @@ DW_DEVICE void dealt_advance(dealt_place *d) {
 typedef struct tile_search {
     tile_walk walk;
     dw_gemm_share share;
-    int at, step;           /* the next whole tile, and how far it is to the one after */
     int m_offset, n_offset; /* of this block's tile in its cluster's */
 #if DEALS
+    tile_deal deal;
+    bool begun; /* the tile in turn was taken */
+#else
+    int at, step; /* the next whole tile, and how far it is to the one after */
+#endif
+#if TELLS
     dealt_place dealt;
-    bool draws; /* tiles after the first */
 #endif
 } tile_search;
 
@@ -226,13 +206,17 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
     const int workers = gridDim.x / CLUSTER, worker = blockIdx.x / CLUSTER;
     s->m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     s->n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+    walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N, workers);
+#if DEALS
+    s->deal = deal_start(worker, workers);
+    s->begun = false;
+#else
     s->at = worker;
     s->step = workers;
-    walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
-#if DEALS
+#endif
+#if TELLS
     s->dealt.place = 0;
     s->dealt.phase = 0;
-    s->draws = false;
 #endif
 #if SPLITS
     s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
@@ -242,27 +226,34 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
 }
 
 #if DEALS
-/* The number of the block's next tile after its first, by the warp that draws or the one that is told. */
-DW_DEVICE int dealt_next(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp) {
+/* On to the block's next tile, by the warp that draws or the one that is told of what was drawn. */
+DW_DEVICE void next_dealt(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp) {
 #if TELLS
+    const bool drawn = s->deal.draws;
+    uint64_t *full = dealt_full(shared, &s->dealt), *empty = dealt_empty(shared, &s->dealt);
+    volatile int *tile = dealt_tile(shared, &s->dealt);
     if (warp == 1) {
-        mbarrier_wait_parity(dealt_full(shared, &s->dealt), s->dealt.phase);
-        const int told = uniform(*(volatile int *)dealt_tile(shared, &s->dealt));
-        if (elect_one()) mbarrier_arrive(shared_address(dealt_empty(shared, &s->dealt)));
+        s->deal.at += s->deal.step;
+        s->deal.draws = p->workspace != NULL;
+        if (!drawn) return;
+        mbarrier_wait_parity(full, s->dealt.phase);
+        s->deal.at = uniform(*tile);
+        __syncwarp();
+        if (elect_one()) mbarrier_arrive(shared_address(empty));
         dealt_advance(&s->dealt);
-        return told;
+        return;
     }
 #endif
-    const int at = draw(p, s->walk.total) + s->step;
+    deal_next(&s->deal, p, s->walk.total);
 #if TELLS
-    mbarrier_wait_parity(dealt_empty(shared, &s->dealt), s->dealt.phase ^ 1);
+    if (!drawn) return;
+    mbarrier_wait_parity(empty, s->dealt.phase ^ 1);
     if (elect_one()) {
-        *(volatile int *)dealt_tile(shared, &s->dealt) = at;
-        mbarrier_arrive(shared_address(dealt_full(shared, &s->dealt)));
+        *tile = s->deal.at;
+        mbarrier_arrive(shared_address(full));
     }
     dealt_advance(&s->dealt);
 #endif
-    return at;
 }
 #endif
 
@@ -271,14 +262,18 @@ DW_DEVICE int dealt_next(tile_search *s, const dw_gemm_sm90_params *p, char *sha
 DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp, tile_work *work) {
     work->parts = 0;
 #if DEALS
-    if (s->draws) s->at = dealt_next(s, p, shared, warp);
-    s->draws = p->workspace && s->at < s->share.whole;
-#endif
+    if (s->begun) next_dealt(s, p, shared, warp);
+    s->begun = true;
+    if (s->deal.at >= s->walk.total) return false;
+    walk_to(&s->walk, p, GROUPED, s->deal.at, 0, 0, BLOCK_K, work);
+    return true;
+#else
     if (s->at < s->share.whole) {
         walk_to(&s->walk, p, GROUPED, s->at, s->m_offset, s->n_offset, BLOCK_K, work);
         s->at += s->step;
         return true;
     }
+#endif
 #if SPLITS
     if (s->share.at < s->share.end) {
         const int k_blocks = stages_of(p), tile = s->share.at / k_blocks;

@@ -9,14 +9,15 @@
 #define GROUPED_M 1 /* rows of A in groups, each with its own B */
 #define GROUPED_K 2 /* the reduction in groups, each with its own D */
 
-/* Groups along K have as many tiles each, whose work is the group's length. Those more than twice as long as the mean
- * come first, each kind in its own order: the last tiles are short ones then, and where blocks take tiles as they
- * finish, they end together. */
+/* Groups along K have as many tiles each, whose work is the group's length. Where tiles are dealt, those come first
+ * that take more than a sixth of a block's share of all: so the last ones take less. The others stay in their own
+ * order, in which short ones, whose time is writing, are among long ones, whose time is multiplying. */
 typedef struct group_order {
     uint32_t longer; /* a lane's: which of 32 groups are among the first */
     int count;       /* of these, in all groups */
 } group_order;
 
+#define FIRST_SHARES 6
 #define MOST_ORDERED 1024 /* groups: 32 for each lane */
 
 /* Where a block is in its walk over the tiles. Tiles are numbered group by group, along K in the order above. */
@@ -84,17 +85,23 @@ DW_DEVICE int group_tiles_m(const tile_walk *walk, const dw_gemm_sm90_params *p,
 }
 
 /* By a whole warp, like what follows. */
-DW_DEVICE group_order order_groups(const dw_gemm_sm90_params *p) {
-    const int lane = threadIdx.x % 32;
+DW_DEVICE group_order order_groups(const dw_gemm_sm90_params *p, int tiles_of_group, int workers) {
+    const int lane = threadIdx.x % 32, at_once = 4;
     group_order order = {0, 0};
-    if (p->groups > MOST_ORDERED) return order;
-    const int64_t twice = 2 * (int64_t)p->ends[p->groups - 1];
-    for (int first = 0; first < p->groups; first += 32) {
-        const int g = first + lane;
-        bool longer = false;
-        if (g < p->groups) longer = (int64_t)(p->ends[g] - (g > 0 ? p->ends[g - 1] : 0)) * p->groups > twice;
-        const uint32_t longer_ones = __ballot_sync(0xFFFFFFFF, longer);
-        if (lane == first / 32) order.longer = longer_ones;
+    if (!p->workspace || p->groups > MOST_ORDERED) return order;
+    const int64_t all = (int64_t)p->ends[p->groups - 1] * tiles_of_group;
+    for (int first = 0; first < p->groups; first += 32 * at_once) {
+        int length[at_once];
+#pragma unroll
+        for (int i = 0; i < at_once; i++) {
+            const int g = first + 32 * i + lane;
+            length[i] = g < p->groups ? p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < at_once; i++) {
+            const uint32_t longer = __ballot_sync(0xFFFFFFFF, (int64_t)length[i] * workers * FIRST_SHARES > all);
+            if (lane == first / 32 + i) order.longer = longer;
+        }
     }
     order.count = uniform(__reduce_add_sync(0xFFFFFFFF, __popc(order.longer)));
     return order;
@@ -121,7 +128,8 @@ DW_DEVICE int group_at(const group_order *order, int place) {
     return uniform(32 * from + __ffs(bits) - 1);
 }
 
-DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n) {
+DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n,
+                          int workers) {
     walk->span_m = span_m;
     walk->span_n = span_n;
     walk->tiles_n = (p->n + span_n - 1) / span_n;
@@ -133,7 +141,7 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     int rows_of_tiles = walk->tiles_m;
     if (grouped == GROUPED_K) {
         rows_of_tiles *= p->groups;
-        walk->order = order_groups(p);
+        walk->order = order_groups(p, walk->tiles_m * walk->tiles_n, workers);
         walk->group = -1; /* not yet */
     }
     if (grouped == GROUPED_M) {
