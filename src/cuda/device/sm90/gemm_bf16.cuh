@@ -83,22 +83,28 @@ DW_DEVICE void copy_b_piece(const dw_gemm_sm90_params *p, uint32_t to, int x, in
 #endif
 }
 
-/* A tile's work in one number: its stages, and along K how many rows its last one has. */
+/* A tile's work in one number: its stages, and along K how many rows its last one has. A tile whose reduction is empty
+ * has a stage too, all of which is cleared: sums set to zero otherwise would keep the compiler from having one product
+ * follow another. */
 DW_DEVICE int slot_work_of(int k_blocks, int last_rows) {
     return k_blocks | (last_rows - 1) << 25;
 }
 
-DW_DEVICE int slot_last_rows(int work) {
-    return (work >> 25) + 1;
+DW_DEVICE int slot_stages(int work) {
+    return max(slot_k_blocks(work), 1);
 }
 
-/* A tile for the multiplying warps: what it is with its first stage, and all of its stages; one
- * stage without operands where its reduction is empty. `begin`: where the group's reduction begins, along K. */
+DW_DEVICE int slot_last_rows(int work) {
+    return slot_k_blocks(work) > 0 ? (work >> 25) + 1 : 0;
+}
+
+/* A tile for the multiplying warps: what it is with its first stage, and all of its stages, of which an empty
+ * reduction's brings nothing. `begin`: where the group's reduction begins, along K. */
 DW_DEVICE void copy_tile(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int begin, int last_rows,
                          int rank, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const tile_slot slot = {work->row, work->column, work->row_end, slot_work_of(work->k_blocks, last_rows)};
-    for (int kb = 0; kb < max(work->k_blocks, 1); kb++, ring_advance(place)) {
+    for (int kb = 0; kb < slot_stages(slot.work); kb++, ring_advance(place)) {
         mbarrier_wait_parity(empty + place->stage, place->phase ^ 1);
         if (!elect_one()) continue;
         const uint32_t barrier = shared_address(full + place->stage);
@@ -210,7 +216,7 @@ DW_DEVICE void multiply_tile(float *sums, char *shared, int k_blocks, int last_r
         before = place->stage;
     }
     wgmma_wait_group_0();
-    if (k_blocks > 0) release(empty + before);
+    release(empty + before);
 }
 
 /* ---- writing ---- */
@@ -273,19 +279,10 @@ DW_DEVICE tile_slot next_slot(char *shared, const ring_place *place) {
 
 /* All tiles of a multiplying warpgroup. */
 DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int warpgroup) {
-    uint64_t *empty = (uint64_t *)(shared + BARRIER_AT) + STAGES;
     ring_place place = {0, 0};
     for (tile_slot tile = next_slot(shared, &place); tile.work >= 0; tile = next_slot(shared, &place)) {
-        const int k_blocks = slot_k_blocks(tile.work);
         float sums[SUMS];
-        if (GROUPED == GROUPED_K && k_blocks == 0) {
-#pragma unroll
-            for (int i = 0; i < SUMS; i++)
-                sums[i] = 0.0f;
-            release(empty + place.stage);
-            ring_advance(&place);
-        }
-        multiply_tile(sums, shared, k_blocks, slot_last_rows(tile.work), warpgroup, &place);
+        multiply_tile(sums, shared, slot_stages(tile.work), slot_last_rows(tile.work), warpgroup, &place);
         write_tile(p, sums, shared, &tile, warpgroup);
     }
 #if !OUT_F32
