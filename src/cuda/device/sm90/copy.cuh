@@ -48,6 +48,16 @@ DW_DEVICE void cp_async_bulk_commit_group(void) {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
 
+/* `bytes`, a multiple of 16, from shared memory; both addresses are such multiples too. */
+DW_DEVICE void cp_async_bulk_global_shared(void *to, const void *from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+/* Until all but the newest `pending` of this thread's groups of stores are done. A constant. */
+#define cp_async_bulk_wait_group(pending) asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory")
+
 /* Until the shared memory of all but the newest `pending` of this thread's groups of stores may be written again. A
  * constant. */
 #define cp_async_bulk_wait_group_read(pending)                                                                         \

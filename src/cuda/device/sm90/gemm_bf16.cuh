@@ -46,7 +46,9 @@
 #define STORE_AT (STAGES * STAGE_BYTES)
 #define SLOT_AT (STORE_AT + MATH_WARPGROUPS * STORE_BUFFERS * PIECE_BYTES)
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
-#define SHARED_BYTES (BARRIER_AT + STAGES * 16)
+#define ORDER_AT (BARRIER_AT + STAGES * 16)
+#define ZEROS_AT (ORDER_AT + 2 * DW_GEMM_ORDERED_GROUPS)
+#define SHARED_BYTES (ORDER_AT + (GROUPED == GROUPED_K ? DW_GEMM_DEAL_SHARED : 0))
 
 #if SHARED_BYTES > 232448
 #error "more shared memory than a block may have"
@@ -141,7 +143,8 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int rank) 
     const int blocks = gridDim.x / CLUSTER;
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     tile_walk walk;
-    walk_start(&walk, p, GROUPED, TILE_M * CLUSTER, TILE_N, blocks);
+    walk_start(&walk, p, GROUPED, TILE_M * CLUSTER, TILE_N);
+    if (GROUPED == GROUPED_K) walk_in_order(&walk, p, (uint16_t *)(shared + ORDER_AT), blocks);
     tile_deal deal = deal_start(blockIdx.x / CLUSTER, blocks);
     ring_place place = {0, 0};
     for (; deal.at < walk.total; deal_next(&deal, p, walk.total)) {
@@ -316,7 +319,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
     griddepcontrol_wait();
     if (warpgroup == MATH_WARPGROUPS) {
         setmaxnreg_dec(40);
-        if (uniform(threadIdx.x % WARPGROUP / 32) == 0) copy_tiles(&p, shared, rank);
+        const int warp = uniform(threadIdx.x % WARPGROUP / 32);
+        if (warp == 0) copy_tiles(&p, shared, rank);
+#if GROUPED == GROUPED_K
+        if (warp == 1) clear_empty_groups(&p, shared + ZEROS_AT, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
+#endif
     } else {
         setmaxnreg_inc(232);
         multiply_tiles(&p, shared, warpgroup);

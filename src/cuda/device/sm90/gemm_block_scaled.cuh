@@ -73,7 +73,7 @@
 #define SCALE_BYTES (SCALE_F32 ? 4 : 1)
 
 /* Shared memory: stages, store buffers, sums to be added to others, two batches of scales in turn, which tile a stage
- * is of, barriers, which tile each warpgroup has left to be written, and which ones have been dealt. */
+ * is of, barriers, which tile each warpgroup has left to be written, and what tiles are dealt with. */
 #define A_BYTES (TILE_M * BLOCK_K)
 #define B_BYTES (TILE_N * BLOCK_K)
 #define STAGE_BYTES (A_BYTES + B_BYTES)
@@ -93,14 +93,16 @@
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define SCALE_BARRIER_AT (BARRIER_AT + STAGES * 16)
 #define WRITTEN_AT (SCALE_BARRIER_AT + 2 * 16)
-#define DEALT_AT (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
-#define SHARED_BYTES (DEALT_AT + DEALT_BYTES)
+#define ORDER_AT (WRITTEN_AT + MATH_WARPGROUPS * TILE_SLOT_BYTES)
+#define ZEROS_AT (ORDER_AT + (DEALS ? 2 * DW_GEMM_ORDERED_GROUPS : 0))
+#define TOLD_AT (ZEROS_AT + (DEALS ? DW_GEMM_ZEROS_BYTES : 0))
+#define SHARED_BYTES (TOLD_AT + (TELLS ? TOLD_BYTES : 0))
 
-/* Tiles of groups along K are dealt (gemm_deal.cuh). Where two warps copy, the first draws and tells the second,
+/* Tiles of groups along K are dealt (gemm_deal.cuh). Where two warps copy, the first finds them and tells the second,
  * through two places in turn. */
 #define DEALS (GROUPED == GROUPED_K)
 #define TELLS (DEALS && COPYING_WARPS == 2)
-#define DEALT_BYTES (DEALS ? 64 : 0)
+#define TOLD_BYTES 64
 
 /* Large tiles have buffers for a whole tile, and a warp of the copying warpgroup that has the copy engine empty them. A
  * small one is mostly a block's only one, which is written sooner without it. */
@@ -556,9 +558,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             mbarrier_init(empty + s, CLUSTER * ROW_WARPGROUPS * 4);
         }
 #if TELLS
-        for (dealt_place d = {0, 0}; d.place < 2; d.place++) {
-            mbarrier_init(dealt_full(shared, &d), 1);
-            mbarrier_init(dealt_empty(shared, &d), 1);
+        for (told_place t = {0, 0}; t.place < 2; t.place++) {
+            mbarrier_init(told_full(shared, &t), 1);
+            mbarrier_init(told_empty(shared, &t), 1);
         }
 #endif
         for (batch_place b = {0, 0}; b.batch < 2; b.batch++) {
@@ -601,6 +603,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #endif
 #if WRITER
             if (warp == WRITING_WARP) write_left_tiles(&p, shared);
+#endif
+#if DEALS
+            if (warp == COPYING_WARPS)
+                clear_empty_groups(&p, shared + ZEROS_AT, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
 #endif
         }
     } else {

@@ -101,7 +101,7 @@ DW_DEVICE void announce_part(const dw_gemm_sm90_params *p) {
     const int workers = gridDim.x / CLUSTER;
     const int k_blocks = stages_of(p);
     tile_walk walk;
-    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N, workers);
+    walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
     const dw_gemm_share share =
         dw_gemm_share_of(workers - 1 - blockIdx.x / CLUSTER, workers, walk.total, k_blocks, true);
     if (share.at >= share.end || share.at % k_blocks == 0) return;
@@ -161,28 +161,63 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 #endif
 
 #if TELLS
-/* Which place of two is in turn, for the warp that tells and the one that is told. */
-typedef struct dealt_place {
+/* What the second copying warp is told of a tile. */
+typedef struct __align__(16) told_tile {
+    int column, k_block, k_blocks; /* k_blocks -1: there are no more tiles */
+    int unused;
+} told_tile;
+
+/* Which place of two is in turn. */
+typedef struct told_place {
     int place;
     uint32_t phase;
-} dealt_place;
+} told_place;
 
-DW_DEVICE int *dealt_tile(char *shared, const dealt_place *d) {
-    return (int *)(shared + DEALT_AT) + d->place;
+DW_DEVICE told_tile *told_at(char *shared, const told_place *t) {
+    return (told_tile *)(shared + TOLD_AT) + t->place;
 }
 
-/* The barriers of a place: a tile's number is there; it has been read. */
-DW_DEVICE uint64_t *dealt_full(char *shared, const dealt_place *d) {
-    return (uint64_t *)(shared + DEALT_AT + 16) + d->place;
+/* The barriers of a place: a tile is there; it has been read. */
+DW_DEVICE uint64_t *told_full(char *shared, const told_place *t) {
+    return (uint64_t *)(shared + TOLD_AT + 32) + t->place;
 }
 
-DW_DEVICE uint64_t *dealt_empty(char *shared, const dealt_place *d) {
-    return (uint64_t *)(shared + DEALT_AT + 32) + d->place;
+DW_DEVICE uint64_t *told_empty(char *shared, const told_place *t) {
+    return (uint64_t *)(shared + TOLD_AT + 48) + t->place;
 }
 
-DW_DEVICE void dealt_advance(dealt_place *d) {
-    d->phase ^= (uint32_t)d->place;
-    d->place ^= 1;
+DW_DEVICE void told_advance(told_place *t) {
+    t->phase ^= (uint32_t)t->place;
+    t->place ^= 1;
+}
+
+/* By the first copying warp. */
+DW_DEVICE void tell(char *shared, told_place *t, const tile_work *work) {
+    mbarrier_wait_parity(told_empty(shared, t), t->phase ^ 1);
+    if (elect_one()) {
+        *told_at(shared, t) = (told_tile){work->column, work->k_block, work->k_blocks, 0};
+        mbarrier_arrive(shared_address(told_full(shared, t)));
+    }
+    told_advance(t);
+}
+
+/* All that the second one has to do. */
+DW_DEVICE void copy_told_scales(const dw_gemm_sm90_params *p, char *shared) {
+    told_place place = {0, 0};
+    batch_place batch = {0, 0};
+    for (;; told_advance(&place)) {
+        mbarrier_wait_parity(told_full(shared, &place), place.phase);
+        const told_tile told = *told_at(shared, &place);
+        __syncwarp();
+        if (elect_one()) mbarrier_arrive(shared_address(told_empty(shared, &place)));
+        if (told.k_blocks < 0) return;
+        tile_work work;
+        work.column = told.column;
+        work.group = 0; /* along M alone */
+        work.k_block = told.k_block;
+        work.k_blocks = told.k_blocks;
+        copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
+    }
 }
 #endif
 
@@ -198,16 +233,17 @@ typedef struct tile_search {
     int at, step; /* the next whole tile, and how far it is to the one after */
 #endif
 #if TELLS
-    dealt_place dealt;
+    told_place told;
 #endif
 } tile_search;
 
-DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int rank) {
+DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int rank) {
     const int workers = gridDim.x / CLUSTER, worker = blockIdx.x / CLUSTER;
     s->m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     s->n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
-    walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N, workers);
+    walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
 #if DEALS
+    walk_in_order(&s->walk, p, (uint16_t *)(shared + ORDER_AT), workers);
     s->deal = deal_start(worker, workers);
     s->begun = false;
 #else
@@ -215,8 +251,8 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
     s->step = workers;
 #endif
 #if TELLS
-    s->dealt.place = 0;
-    s->dealt.phase = 0;
+    s->told.place = 0;
+    s->told.phase = 0;
 #endif
 #if SPLITS
     s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
@@ -225,48 +261,22 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, int ra
 #endif
 }
 
-#if DEALS
-/* On to the block's next tile, by the warp that draws or the one that is told of what was drawn. */
-DW_DEVICE void next_dealt(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp) {
-#if TELLS
-    const bool drawn = s->deal.draws;
-    uint64_t *full = dealt_full(shared, &s->dealt), *empty = dealt_empty(shared, &s->dealt);
-    volatile int *tile = dealt_tile(shared, &s->dealt);
-    if (warp == 1) {
-        s->deal.at += s->deal.step;
-        s->deal.draws = p->workspace != NULL;
-        if (!drawn) return;
-        mbarrier_wait_parity(full, s->dealt.phase);
-        s->deal.at = uniform(*tile);
-        __syncwarp();
-        if (elect_one()) mbarrier_arrive(shared_address(empty));
-        dealt_advance(&s->dealt);
-        return;
-    }
-#endif
-    deal_next(&s->deal, p, s->walk.total);
-#if TELLS
-    if (!drawn) return;
-    mbarrier_wait_parity(empty, s->dealt.phase ^ 1);
-    if (elect_one()) {
-        *tile = s->deal.at;
-        mbarrier_arrive(shared_address(full));
-    }
-    dealt_advance(&s->dealt);
-#endif
-}
-#endif
-
 /* The next tile, if there is one: whole ones first, then the block's share of the others. Of a share the first part of
  * a tile comes last, when others have long left theirs. */
-DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int warp, tile_work *work) {
+DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *shared, tile_work *work) {
     work->parts = 0;
 #if DEALS
-    if (s->begun) next_dealt(s, p, shared, warp);
+    if (s->begun) deal_next(&s->deal, p, s->walk.total);
     s->begun = true;
-    if (s->deal.at >= s->walk.total) return false;
-    walk_to(&s->walk, p, GROUPED, s->deal.at, 0, 0, BLOCK_K, work);
-    return true;
+    const bool found = s->deal.at < s->walk.total;
+    if (found)
+        walk_to(&s->walk, p, GROUPED, s->deal.at, 0, 0, BLOCK_K, work);
+    else
+        work->column = work->k_block = work->k_blocks = -1;
+#if TELLS
+    tell(shared, &s->told, work);
+#endif
+    return found;
 #else
     if (s->at < s->share.whole) {
         walk_to(&s->walk, p, GROUPED, s->at, s->m_offset, s->n_offset, BLOCK_K, work);
@@ -290,19 +300,22 @@ DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *sha
 
 /* All tiles of a copying warp. */
 DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
+#if TELLS
+    if (warp == 1) {
+        copy_told_scales(p, shared);
+        return;
+    }
+#endif
     ring_place place = {0, 0};
     batch_place batch = {0, 0};
     tile_search search;
     tile_work work, next;
-    search_start(&search, p, rank);
-    for (bool more = next_tile(&search, p, shared, warp, &work); more; work = next) {
+    search_start(&search, p, shared, rank);
+    for (bool more = next_tile(&search, p, shared, &work); more; work = next) {
         const int places = places_of(work.k_blocks), first = min(places, STAGES);
         if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
         if (warp == 0) copy_stages(p, shared, &work, rank, 0, first, true, &place, &batch);
-#if TELLS /* whoever is told of a tile has brought this one's scales before: that warp waits */
-        if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);
-#endif
-        more = next_tile(&search, p, shared, warp, &next);
+        more = next_tile(&search, p, shared, &next);
         if (warp == 0) copy_stages(p, shared, &work, rank, first, places, false, &place, &batch);
 #if SPLITS
         if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, &place);

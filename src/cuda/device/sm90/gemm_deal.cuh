@@ -1,14 +1,85 @@
-/* Tiles dealt to blocks as they need them, for groups along K, whose tiles take as long as their groups are: a part of
- * the kernels of products, for their copying warps.
+/* Tiles of groups along K, which take as long as their groups are: a part of the kernels of such products.
  *
- * A block's first two tiles are the two that it would have anyway; each further one is drawn, a tile ahead, from a
- * counter in the workspace, so that nobody waits for the counter but once, while the first tile's copies are on their
- * way. The workspace may hold anything: the counter counts if the launch's ticket lies beside it, and whoever finds
- * another number there sets it up. The last to draw takes the ticket back, so that the launch can be replayed. */
+ * Order: groups come in classes, the longest first, each class half as long as the one before, so that the last tiles
+ * are short ones; within a class in their own order. Empty groups have no tiles: adding nothing is nothing to do, and
+ * where their results are zeros a warp that has nothing else to do has the copy engine write them, while others
+ * multiply.
+ *
+ * Dealing: a block's first two tiles are the two that it would have anyway; each further one is drawn, a tile ahead,
+ * from a counter in the workspace, so that nobody waits for the counter but once, while the first tile's copies are on
+ * their way. The workspace may hold anything: the counter counts if the launch's ticket lies beside it, and whoever
+ * finds another number there sets it up. The last to draw takes the ticket back, so that the launch can be replayed. */
 #ifndef DW_DEVICE_SM90_GEMM_DEAL_CUH
 #define DW_DEVICE_SM90_GEMM_DEAL_CUH
 
+#include "sm90/copy.cuh"
 #include "sm90/gemm_tiles.cuh"
+
+/* Whether empty groups have no tiles: there must be room for the order of all. */
+DW_DEVICE bool skips_empty_groups(const dw_gemm_sm90_params *p) {
+    return p->groups <= DW_GEMM_ORDERED_GROUPS;
+}
+
+/* The first class takes more than half of a block's share of all, the last but one more than 1/32, the last the rest.
+ * Without a workspace, where tiles are not dealt, there is but the last. */
+#define ORDER_CLASSES 6
+
+DW_DEVICE int class_of(int length, float whole) {
+    if (length == 0) return ORDER_CLASSES;
+    const int exponent = (int)(__float_as_uint((float)length * whole) >> 23) - 127;
+    return min(max(-1 - exponent, 0), ORDER_CLASSES - 1);
+}
+
+/* By a whole warp: the groups that have tiles, in order, and how many they are. */
+DW_DEVICE int order_groups(const dw_gemm_sm90_params *p, uint16_t *order, int tiles_of_group, int blocks) {
+    const int lane = threadIdx.x % 32, at_once = 4;
+    const float all = (float)p->ends[p->groups - 1] * (float)tiles_of_group;
+    const float whole =
+        p->workspace ? (float)blocks / all : 0.0f; /* times a length: its tile's part of a block's share */
+    int next[ORDER_CLASSES] = {}, total = 0;
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) { /* counts the classes, then fills them */
+#pragma unroll 1
+        for (int first = 0; first < p->groups; first += 32 * at_once) {
+            int length[at_once];
+#pragma unroll
+            for (int i = 0; i < at_once; i++) {
+                const int g = first + 32 * i + lane;
+                length[i] = g < p->groups ? p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < at_once; i++) {
+                const int its = class_of(length[i], whole);
+#pragma unroll
+                for (int c = 0; c < ORDER_CLASSES; c++) {
+                    const uint32_t members = __ballot_sync(0xFFFFFFFF, its == c);
+                    if (pass == 1 && its == c)
+                        order[next[c] + __popc(members & ((1u << lane) - 1))] = (uint16_t)(first + 32 * i + lane);
+                    next[c] += __popc(members);
+                }
+            }
+        }
+        if (pass == 1) break;
+#pragma unroll
+        for (int c = 0; c < ORDER_CLASSES; c++) {
+            const int count = next[c];
+            next[c] = total;
+            total += count;
+        }
+    }
+    __syncwarp();
+    return uniform(total);
+}
+
+/* A walk in that order. order: shared memory for DW_GEMM_ORDERED_GROUPS numbers. */
+DW_DEVICE void walk_in_order(tile_walk *walk, const dw_gemm_sm90_params *p, uint16_t *order, int blocks) {
+    if (!skips_empty_groups(p)) return;
+    const int of_group = walk->tiles_m * walk->tiles_n;
+    walk->total = order_groups(p, order, of_group, blocks) * of_group;
+    walk->order = order;
+}
+
+/* ---- dealing ---- */
 
 /* A warp's way through the tiles of its block. */
 typedef struct tile_deal {
@@ -52,6 +123,41 @@ DW_DEVICE void deal_next(tile_deal *d, const dw_gemm_sm90_params *p, int total) 
     d->draws = true;
     d->drawn = 0;
     if (elect_one()) d->drawn = atomicAdd((int *)(ticket + 1), 1);
+}
+
+/* ---- empty groups ---- */
+
+/* By a whole warp, of each block: zeros for the results of empty groups, of group_bytes each. zeros: shared memory of
+ * DW_GEMM_ZEROS_BYTES. Few copies are on their way at a time: operands come through the same door. */
+DW_DEVICE void clear_empty_groups(const dw_gemm_sm90_params *p, char *zeros, int64_t group_bytes) {
+    if (p->accumulate || !skips_empty_groups(p)) return;
+    const int lane = threadIdx.x % 32;
+    for (int i = lane; i < DW_GEMM_ZEROS_BYTES / 16; i += 32)
+        ((uint4 *)zeros)[i] = make_uint4(0, 0, 0, 0);
+    fence_proxy_async();
+    __syncwarp();
+    for (int first = 0; first < p->groups; first += 32) {
+        const int g = first + lane;
+        const bool empty = g < p->groups && p->ends[g] == (g > 0 ? p->ends[g - 1] : 0);
+        for (uint32_t left = __ballot_sync(0xFFFFFFFF, empty); left; left &= left - 1) {
+            char *to = (char *)p->out + (first + __ffs(left) - 1) * group_bytes;
+            const int64_t step = (int64_t)gridDim.x * (2 * DW_GEMM_ZEROS_BYTES);
+            for (int64_t at = (int64_t)blockIdx.x * (2 * DW_GEMM_ZEROS_BYTES); at < group_bytes; at += step) {
+                if (!elect_one()) continue;
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int64_t from = at + half * DW_GEMM_ZEROS_BYTES, rest = group_bytes - from;
+                    if (rest > 0)
+                        cp_async_bulk_global_shared(
+                            to + from, zeros, (uint32_t)(rest < DW_GEMM_ZEROS_BYTES ? rest : DW_GEMM_ZEROS_BYTES));
+                }
+                cp_async_bulk_commit_group();
+                cp_async_bulk_wait_group(15);
+            }
+        }
+    }
+    if (elect_one()) cp_async_bulk_wait_group_read(0);
+    __syncwarp();
 }
 
 #endif

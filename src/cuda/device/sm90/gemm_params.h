@@ -26,6 +26,11 @@
  */
 #define DW_GEMM_DEAL_BYTES 16
 
+/* Shared memory of such a kernel: which groups have tiles, in order, if they are no more than so many, and zeros. */
+#define DW_GEMM_ORDERED_GROUPS 512
+#define DW_GEMM_ZEROS_BYTES 1024
+#define DW_GEMM_DEAL_SHARED (2 * DW_GEMM_ORDERED_GROUPS + DW_GEMM_ZEROS_BYTES)
+
 /* A driver's tensor map. */
 typedef struct dw_gemm_sm90_map {
     DW_ALIGNED_128 uint64_t opaque[16];

@@ -9,27 +9,16 @@
 #define GROUPED_M 1 /* rows of A in groups, each with its own B */
 #define GROUPED_K 2 /* the reduction in groups, each with its own D */
 
-/* Groups along K have as many tiles each, whose work is the group's length. Where tiles are dealt, those come first
- * that take more than a sixth of a block's share of all: so the last ones take less. The others stay in their own
- * order, in which short ones, whose time is writing, are among long ones, whose time is multiplying. */
-typedef struct group_order {
-    uint32_t longer; /* a lane's: which of 32 groups are among the first */
-    int count;       /* of these, in all groups */
-} group_order;
-
-#define FIRST_SHARES 6
-#define MOST_ORDERED 1024 /* groups: 32 for each lane */
-
-/* Where a block is in its walk over the tiles. Tiles are numbered group by group, along K in the order above. */
+/* Where a block is in its walk over the tiles. Tiles are numbered group by group. */
 typedef struct tile_walk {
-    int total;          /* tiles of a cluster, of all groups */
-    int tiles_n;        /* columns of tiles */
-    int tiles_m;        /* rows of tiles of the current group */
-    int group;          /* the current one */
-    int group_first;    /* its first tile */
-    int begin, end;     /* its extent along M or K */
-    int span_m, span_n; /* a cluster's tile */
-    group_order order;  /* along K */
+    int total;             /* tiles of a cluster, of all groups */
+    int tiles_n;           /* columns of tiles */
+    int tiles_m;           /* rows of tiles of the current group */
+    int group;             /* the current one */
+    int group_first;       /* its first tile */
+    int begin, end;        /* its extent along M or K */
+    int span_m, span_n;    /* a cluster's tile */
+    const uint16_t *order; /* along K: the groups that have tiles, in order (gemm_deal.cuh); NULL: all */
 } tile_walk;
 
 typedef struct tile_work {
@@ -85,51 +74,7 @@ DW_DEVICE int group_tiles_m(const tile_walk *walk, const dw_gemm_sm90_params *p,
 }
 
 /* By a whole warp, like what follows. */
-DW_DEVICE group_order order_groups(const dw_gemm_sm90_params *p, int tiles_of_group, int workers) {
-    const int lane = threadIdx.x % 32, at_once = 4;
-    group_order order = {0, 0};
-    if (!p->workspace || p->groups > MOST_ORDERED) return order;
-    const int64_t all = (int64_t)p->ends[p->groups - 1] * tiles_of_group;
-    for (int first = 0; first < p->groups; first += 32 * at_once) {
-        int length[at_once];
-#pragma unroll
-        for (int i = 0; i < at_once; i++) {
-            const int g = first + 32 * i + lane;
-            length[i] = g < p->groups ? p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < at_once; i++) {
-            const uint32_t longer = __ballot_sync(0xFFFFFFFF, (int64_t)length[i] * workers * FIRST_SHARES > all);
-            if (lane == first / 32 + i) order.longer = longer;
-        }
-    }
-    order.count = uniform(__reduce_add_sync(0xFFFFFFFF, __popc(order.longer)));
-    return order;
-}
-
-/* The group at a place in that order. */
-DW_DEVICE int group_at(const group_order *order, int place) {
-    const int lane = threadIdx.x % 32;
-    if (order->count == 0) return place;
-    const bool first = place < order->count;
-    const uint32_t own = first ? order->longer : ~order->longer; /* no place is as far as those beyond the last group */
-    if (!first) place -= order->count;
-    int reached = __popc(own); /* by this lane and those before */
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        const int before = __shfl_up_sync(0xFFFFFFFF, reached, step);
-        if (lane >= step) reached += before;
-    }
-    const int from = __ffs(__ballot_sync(0xFFFFFFFF, reached > place)) - 1;
-    uint32_t bits = __shfl_sync(0xFFFFFFFF, own, from);
-    place -= __shfl_sync(0xFFFFFFFF, reached - __popc(own), from);
-    for (; place > 0; place--)
-        bits &= bits - 1;
-    return uniform(32 * from + __ffs(bits) - 1);
-}
-
-DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n,
-                          int workers) {
+DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int grouped, int span_m, int span_n) {
     walk->span_m = span_m;
     walk->span_n = span_n;
     walk->tiles_n = (p->n + span_n - 1) / span_n;
@@ -141,7 +86,7 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     int rows_of_tiles = walk->tiles_m;
     if (grouped == GROUPED_K) {
         rows_of_tiles *= p->groups;
-        walk->order = order_groups(p, walk->tiles_m * walk->tiles_n, workers);
+        walk->order = NULL;
         walk->group = -1; /* not yet */
     }
     if (grouped == GROUPED_M) {
@@ -162,7 +107,7 @@ DW_DEVICE void walk_to(tile_walk *walk, const dw_gemm_sm90_params *p, int groupe
         const int of_group = walk->tiles_m * walk->tiles_n, place = at / of_group;
         if (walk->group < 0 || place * of_group != walk->group_first) {
             walk->group_first = place * of_group;
-            walk->group = group_at(&walk->order, place);
+            walk->group = walk->order ? walk->order[place] : place;
             walk->begin = walk->group > 0 ? uniform(p->ends[walk->group - 1]) : 0;
             walk->end = uniform(p->ends[walk->group]);
         }
