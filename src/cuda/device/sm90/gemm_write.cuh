@@ -141,8 +141,13 @@ typedef struct __align__(16) written_slot {
 } written_slot;
 static_assert(sizeof(written_slot) == TILE_SLOT_BYTES, "shared memory is laid out for slots of that size");
 
-/* Named barriers, with the writing warp: a warpgroup's buffers are free; those of one of its chunks are filled. */
-#define BUFFERS_FREE(warpgroup) (10 + (warpgroup))
+/* Tiles of groups along K may be so short that writing them is what takes time: there each of two chunks' buffers are
+ * free by themselves. */
+#define FREED_APART (DEALS && SUBS == 2 ? 2 : 1)
+
+/* Named barriers, with the writing warp: a warpgroup's buffers are free, or one chunk's; those of a chunk are filled.
+ */
+#define BUFFERS_FREE(warpgroup, sub) (10 + (warpgroup) * FREED_APART + (sub) % FREED_APART)
 #define BUFFERS_FILLED(warpgroup, sub) (5 + (warpgroup) * SUBS + (sub))
 #define WRITING_THREADS (WARPGROUP + 32)
 
@@ -164,9 +169,9 @@ DW_DEVICE int part_row(const tile_slot *tile, int warpgroup) {
     return tile->row + 64 * SUB_M * warpgroup;
 }
 
-/* Waits until a warpgroup's buffers are free, and says what will be in them. */
+/* Waits until a warpgroup's buffers are free, or the first chunk's, and says what will be in them. */
 DW_DEVICE void claim_buffers(char *shared, int warpgroup, const tile_slot *tile, int copied) {
-    bar_sync(BUFFERS_FREE(warpgroup), WRITING_THREADS);
+    bar_sync(BUFFERS_FREE(warpgroup, 0), WRITING_THREADS);
     if (threadIdx.x % WARPGROUP == 0)
         *written(shared, warpgroup) = (written_slot){part_row(tile, warpgroup), tile->column, copied};
 }
@@ -202,6 +207,7 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
         if (sub < first) continue;
         const int column = tile->column + CHUNK_N * (sub % SUB_N);
         if (p->bias) add_bias(p, sums[sub], column + 2 * (lane % 4));
+        if (sub % FREED_APART > 0) bar_sync(BUFFERS_FREE(warpgroup, sub), WRITING_THREADS);
         fill_buffers(sums[sub], shared, warpgroup, sub);
         if (sub / SUB_N >= copied) {
             bar_sync(1 + warpgroup, WARPGROUP);
@@ -216,20 +222,30 @@ DW_DEVICE void write_tile(const dw_gemm_sm90_params *p, float sums[SUBS][CHUNK_R
 
 /* After a warpgroup's last tile. */
 DW_DEVICE void leave_end(char *shared, int warpgroup) {
-    bar_sync(BUFFERS_FREE(warpgroup), WRITING_THREADS);
+    for (int sub = 0; sub < FREED_APART; sub++)
+        bar_sync(BUFFERS_FREE(warpgroup, sub), WRITING_THREADS);
     if (threadIdx.x % WARPGROUP == 0) written(shared, warpgroup)->copied = -1;
     bar_arrive(BUFFERS_FILLED(warpgroup, 0), WRITING_THREADS);
 }
 
+/* By the writing warp: the buffers of all warpgroups, or of a chunk. */
+DW_DEVICE void free_buffers(int sub) {
+#pragma unroll 1
+    for (int w = 0; w < MATH_WARPGROUPS; w++)
+        bar_arrive(BUFFERS_FREE(w, sub), WRITING_THREADS);
+}
+
 /* The writing warp: all that the warpgroups leave. They have the same tiles, and chunks in the same order. */
 DW_DEVICE void write_left_tiles(const dw_gemm_sm90_params *p, char *shared) {
+#if FREED_APART > 1
+    free_buffers(0);
+    free_buffers(1);
+#endif
     for (;;) {
-#pragma unroll 1
-        for (int w = 0; w < MATH_WARPGROUPS; w++)
-            bar_arrive(BUFFERS_FREE(w), WRITING_THREADS);
+        if (FREED_APART == 1) free_buffers(0);
         bool more = true;
 #pragma unroll
-        for (int sub = 0; sub < SUBS && more; sub++)
+        for (int sub = 0; sub < SUBS && more; sub++) {
 #pragma unroll 1
             for (int w = 0; w < MATH_WARPGROUPS; w++) {
                 bar_sync(BUFFERS_FILLED(w, sub), WRITING_THREADS);
@@ -246,12 +262,23 @@ DW_DEVICE void write_left_tiles(const dw_gemm_sm90_params *p, char *shared) {
                 }
                 __syncwarp();
             }
+            if (FREED_APART > 1 && elect_one()) cp_async_bulk_commit_group();
+        }
         if (!more) return;
+#if FREED_APART > 1
+        if (elect_one()) cp_async_bulk_wait_group_read(1);
+        __syncwarp();
+        free_buffers(0);
+        if (elect_one()) cp_async_bulk_wait_group_read(0);
+        __syncwarp();
+        free_buffers(1);
+#else
         if (elect_one()) {
             cp_async_bulk_commit_group();
             cp_async_bulk_wait_group_read(0);
         }
         __syncwarp();
+#endif
     }
 }
 #endif
