@@ -506,12 +506,11 @@ ORDERED_GROUPS = 512
 
 
 def tiles_drawn(ends: list[int], tiles_of_group: int) -> int:
-    """All but the first of each block, which must be more than one for each."""
+    """Each block draws until it gets none: as many numbers as there are tiles, if these are more than blocks."""
     with_tiles = sum(begin < end for begin, end in zip([0, *ends], ends, strict=False))
     tiles = (with_tiles if len(ends) <= ORDERED_GROUPS else len(ends)) * tiles_of_group
-    blocks = torch.cuda.get_device_properties(0).multi_processor_count
-    assert tiles > 2 * blocks
-    return tiles - blocks
+    assert tiles > 2 * torch.cuda.get_device_properties(0).multi_processor_count
+    return tiles
 
 
 def uneven_ends(groups: int, rng: random.Random) -> list[int]:

@@ -312,7 +312,8 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
     tile_work work, next;
     search_start(&search, p, shared, rank);
     for (bool more = next_tile(&search, p, shared, &work); more; work = next) {
-        const int places = places_of(work.k_blocks), first = min(places, STAGES);
+        const int places = places_of(work.k_blocks);
+        const int first = DEALS ? min(places, max(STAGES, places - STAGES)) : min(places, STAGES);
         if (!GROUPED) griddepcontrol_wait(); /* nothing after the first time */
         if (warp == 0) copy_stages(p, shared, &work, rank, 0, first, true, &place, &batch);
         more = next_tile(&search, p, shared, &next);

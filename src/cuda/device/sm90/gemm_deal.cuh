@@ -5,10 +5,11 @@
  * where their results are zeros a warp that has nothing else to do has the copy engine write them, while others
  * multiply.
  *
- * Dealing: a block's first two tiles are the two that it would have anyway; each further one is drawn, a tile ahead,
- * from a counter in the workspace, so that nobody waits for the counter but once, while the first tile's copies are on
- * their way. The workspace may hold anything: the counter counts if the launch's ticket lies beside it, and whoever
- * finds another number there sets it up. The last to draw takes the ticket back, so that the launch can be replayed. */
+ * Dealing: a block's first tile is the one that it would have anyway; each further one is drawn from a counter in the
+ * workspace, a tile ahead, so that nobody waits for the counter but once, while the first tile's copies are on their
+ * way; and late, so that nobody who has a long tile keeps others waiting for the next one. The workspace may hold
+ * anything: the counter counts if the launch's ticket lies beside it, and whoever finds another number there sets it
+ * up. The last to draw takes the ticket back, so that the launch can be replayed. */
 #ifndef DW_DEVICE_SM90_GEMM_DEAL_CUH
 #define DW_DEVICE_SM90_GEMM_DEAL_CUH
 
@@ -84,8 +85,8 @@ DW_DEVICE void walk_in_order(tile_walk *walk, const dw_gemm_sm90_params *p, uint
 /* A warp's way through the tiles of its block. */
 typedef struct tile_deal {
     int at, step; /* the tile in turn; how many blocks there are */
-    int drawn;    /* the number drawn for the next tile but one, in one lane, 0 in the others */
-    bool draws;   /* from the next tile on */
+    int drawn;    /* the number drawn for the next tile, in one lane, 0 in the others */
+    bool draws;   /* has begun to draw */
 } tile_deal;
 
 DW_DEVICE tile_deal deal_start(int block, int blocks) {
@@ -108,21 +109,28 @@ DW_DEVICE void deal_set_up(const dw_gemm_sm90_params *p) {
     __syncwarp(); /* whichever thread draws has seen it */
 }
 
+/* By a whole warp: one lane has the next number of the counter once it comes, the others 0. */
+DW_DEVICE int deal_draw(const dw_gemm_sm90_params *p) {
+    int number = 0;
+    if (elect_one()) number = atomicAdd((int *)((uint64_t *)p->workspace + 1), 1);
+    return number;
+}
+
 /* By a whole warp: on to the block's next tile, of `total`. After the last one there is none to go on to. */
 DW_DEVICE void deal_next(tile_deal *d, const dw_gemm_sm90_params *p, int total) {
-    uint64_t *ticket = (uint64_t *)p->workspace;
-    if (!d->draws) {
+    if (!p->workspace) {
         d->at += d->step;
-    } else {
-        const int number = uniform(__reduce_add_sync(0xFFFFFFFF, d->drawn));
-        d->at = 2 * d->step + number;
-        if (number == total - d->step - 1 && elect_one()) *(volatile uint64_t *)ticket = 0;
+        return;
     }
-    if (!p->workspace || d->at >= total) return;
-    if (!d->draws) deal_set_up(p);
-    d->draws = true;
-    d->drawn = 0;
-    if (elect_one()) d->drawn = atomicAdd((int *)(ticket + 1), 1);
+    if (!d->draws) {
+        deal_set_up(p);
+        d->drawn = deal_draw(p);
+        d->draws = true;
+    }
+    const int number = uniform(__reduce_add_sync(0xFFFFFFFF, d->drawn));
+    d->at = d->step + number;
+    if (number == total - 1 && elect_one()) *(volatile uint64_t *)p->workspace = 0;
+    if (d->at < total) d->drawn = deal_draw(p);
 }
 
 /* ---- empty groups ---- */
