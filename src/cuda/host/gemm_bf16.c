@@ -44,7 +44,7 @@ static int64_t ceil_div(int64_t value, int64_t divisor) {
 
 uint32_t dw_gemm_bf16_shared_bytes(const dw_gemm_bf16_row *row) {
     const int pieces = STAGES * (TILE_M + TILE_N) / 64 + (row->out_f32 ? 0 : 4);
-    const int dealing = row->grouping == DW_GEMM_GROUPED_K ? DW_GEMM_DEAL_SHARED : 0;
+    const int dealing = row->grouping == DW_GEMM_GROUPED_K ? DW_GEMM_DEAL_SHARED(DW_GEMM_BF16_ZEROS_BYTES) : 0;
     return (uint32_t)(pieces * PIECE_BYTES + STAGES * (SLOT_BYTES + BARRIER_BYTES) + dealing);
 }
 

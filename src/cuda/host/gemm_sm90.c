@@ -75,7 +75,9 @@ uint32_t dw_gemm_sm90_shared_bytes(const dw_gemm_sm90_row *row) {
     int scales = batch * a_scales + (row->b_vector ? batch * row->tile_n : DW_GEMM_SQUARE_SCALE_BYTES);
     int stores = row->out_f32 ? 0 : row->warpgroups / row->k_split * row->store_buffers * STORE_BYTES;
     int sums = (row->k_split - 1) * row->tile_m * row->tile_n * 4;
-    int dealing = row->grouping != DW_GEMM_GROUPED_K ? 0 : DW_GEMM_DEAL_SHARED + (row->b_vector ? 0 : TOLD_BYTES);
+    int dealing = row->grouping != DW_GEMM_GROUPED_K
+                      ? 0
+                      : DW_GEMM_DEAL_SHARED(DW_GEMM_ZEROS_BYTES) + (row->b_vector ? 0 : TOLD_BYTES);
     return (uint32_t)(row->stages * (stage + SLOT_BYTES + BARRIER_BYTES) + 2 * (scales + BARRIER_BYTES) + stores +
                       sums + row->warpgroups * SLOT_BYTES + dealing);
 }

@@ -48,7 +48,7 @@
 #define BARRIER_AT (SLOT_AT + STAGES * TILE_SLOT_BYTES)
 #define ORDER_AT (BARRIER_AT + STAGES * 16)
 #define ZEROS_AT (ORDER_AT + 2 * DW_GEMM_ORDERED_GROUPS)
-#define SHARED_BYTES (ORDER_AT + (GROUPED == GROUPED_K ? DW_GEMM_DEAL_SHARED : 0))
+#define SHARED_BYTES (ORDER_AT + (GROUPED == GROUPED_K ? DW_GEMM_DEAL_SHARED(DW_GEMM_BF16_ZEROS_BYTES) : 0))
 
 #if SHARED_BYTES > 232448
 #error "more shared memory than a block may have"
@@ -322,7 +322,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
         const int warp = uniform(threadIdx.x % WARPGROUP / 32);
         if (warp == 0) copy_tiles(&p, shared, rank);
 #if GROUPED == GROUPED_K
-        if (warp == 1) clear_empty_groups(&p, shared + ZEROS_AT, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
+        if (warp == 1)
+            clear_empty_groups(&p, shared + ZEROS_AT, DW_GEMM_BF16_ZEROS_BYTES, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
 #endif
     } else {
         setmaxnreg_inc(232);

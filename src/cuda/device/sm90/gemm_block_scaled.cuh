@@ -606,7 +606,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
 #endif
 #if DEALS
             if (warp == COPYING_WARPS)
-                clear_empty_groups(&p, shared + ZEROS_AT, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
+                clear_empty_groups(&p, shared + ZEROS_AT, DW_GEMM_ZEROS_BYTES, (int64_t)p.m * p.n * (OUT_F32 ? 4 : 2));
 #endif
         }
     } else {

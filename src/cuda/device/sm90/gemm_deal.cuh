@@ -136,11 +136,12 @@ DW_DEVICE void deal_next(tile_deal *d, const dw_gemm_sm90_params *p, int total) 
 /* ---- empty groups ---- */
 
 /* By a whole warp, of each block: zeros for the results of empty groups, of group_bytes each. zeros: shared memory of
- * DW_GEMM_ZEROS_BYTES. Few copies are on their way at a time: operands come through the same door. */
-DW_DEVICE void clear_empty_groups(const dw_gemm_sm90_params *p, char *zeros, int64_t group_bytes) {
+ * zeros_bytes, the more the better: a copy takes the engine 100 cycles whatever its size, and operands come through the
+ * same one. */
+DW_DEVICE void clear_empty_groups(const dw_gemm_sm90_params *p, char *zeros, int zeros_bytes, int64_t group_bytes) {
     if (p->accumulate || !skips_empty_groups(p)) return;
     const int lane = threadIdx.x % 32;
-    for (int i = lane; i < DW_GEMM_ZEROS_BYTES / 16; i += 32)
+    for (int i = lane; i < zeros_bytes / 16; i += 32)
         ((uint4 *)zeros)[i] = make_uint4(0, 0, 0, 0);
     fence_proxy_async();
     __syncwarp();
@@ -149,18 +150,13 @@ DW_DEVICE void clear_empty_groups(const dw_gemm_sm90_params *p, char *zeros, int
         const bool empty = g < p->groups && p->ends[g] == (g > 0 ? p->ends[g - 1] : 0);
         for (uint32_t left = __ballot_sync(0xFFFFFFFF, empty); left; left &= left - 1) {
             char *to = (char *)p->out + (first + __ffs(left) - 1) * group_bytes;
-            const int64_t step = (int64_t)gridDim.x * (2 * DW_GEMM_ZEROS_BYTES);
-            for (int64_t at = (int64_t)blockIdx.x * (2 * DW_GEMM_ZEROS_BYTES); at < group_bytes; at += step) {
+            for (int64_t at = (int64_t)blockIdx.x * zeros_bytes; at < group_bytes;
+                 at += (int64_t)gridDim.x * zeros_bytes) {
                 if (!elect_one()) continue;
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int64_t from = at + half * DW_GEMM_ZEROS_BYTES, rest = group_bytes - from;
-                    if (rest > 0)
-                        cp_async_bulk_global_shared(
-                            to + from, zeros, (uint32_t)(rest < DW_GEMM_ZEROS_BYTES ? rest : DW_GEMM_ZEROS_BYTES));
-                }
+                const int64_t rest = group_bytes - at;
+                cp_async_bulk_global_shared(to + at, zeros, (uint32_t)(rest < zeros_bytes ? rest : zeros_bytes));
                 cp_async_bulk_commit_group();
-                cp_async_bulk_wait_group(15);
+                cp_async_bulk_wait_group(7);
             }
         }
     }

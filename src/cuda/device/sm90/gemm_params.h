@@ -28,8 +28,9 @@
 
 /* Shared memory of such a kernel: which groups have tiles, in order, if they are no more than so many, and zeros. */
 #define DW_GEMM_ORDERED_GROUPS 512
-#define DW_GEMM_ZEROS_BYTES 1024
-#define DW_GEMM_DEAL_SHARED (2 * DW_GEMM_ORDERED_GROUPS + DW_GEMM_ZEROS_BYTES)
+#define DW_GEMM_DEAL_SHARED(zeros_bytes) (2 * DW_GEMM_ORDERED_GROUPS + (zeros_bytes))
+#define DW_GEMM_ZEROS_BYTES 4096
+#define DW_GEMM_BF16_ZEROS_BYTES 1792
 
 /* A driver's tensor map. */
 typedef struct dw_gemm_sm90_map {
