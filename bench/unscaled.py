@@ -11,7 +11,7 @@ from bench import matrix_kernels
 from bench.matrix_kernels import DEVICE_SOURCES, ROWS, Kernel
 
 # The row of the table of kernels that each is: of dense products, large and of few rows, and of groups along M.
-TILES = ("192x128_pair_split", "192x128_split", "128x256", "128x256_pair_split", "128x128")
+TILES = ("192x128_pair_split", "192x128_split", "128x256", "128x256_deep", "128x256_pair_split", "128x128")
 GROUPED_TILES = ("128x256", "128x256_split", "128x192", "256x128_pair_split")
 VARIANTS = {tile: ROWS.format("nt", tile) for tile in TILES}
 GROUPED = {f"grouped_{tile}": ROWS.format("grouped_m", tile) for tile in GROUPED_TILES}
