@@ -177,8 +177,8 @@ typedef struct dw_grouped_gemm_args {
     size_t workspace_bytes;
 } dw_grouped_gemm_args;
 
-/* Bytes of workspace of which a call with these arguments, addresses too, makes use: up to 18 MB for GROUP_M of e4m3,
- * 16 bytes for GROUP_K. Like the call it tests a kernel at its first use. Errors as dw_grouped_gemm's. */
+/* Bytes of workspace of which a call with these arguments, addresses too, makes use: up to 18 MB of e4m3, 16 bytes
+ * of bf16. Like the call it tests a kernel at its first use. Errors as dw_grouped_gemm's. */
 DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream`. Can be captured in a CUDA graph once the same call has been made outside of one. Never waits

@@ -411,6 +411,19 @@ static dw_status run_parts(dw_gemm_bench *on, bool few) {
     return DW_OK;
 }
 
+/* One long group, and others of the reduction, a tile each, on two multiprocessors: the long one's tile is split. */
+static dw_status run_long(dw_gemm_bench *on, bool few) {
+    for (int exact = few; exact < 2; exact++) {
+        dw_gemm_case c = {.m = 20, .n = on->form.tile_n - 8, .k = 128 + 34 * 128 + 256 + 48};
+        const int64_t sizes[DW_GEMM_TEST_GROUPS] = {128, 0, 34 * 128, 256};
+        memcpy(c.sizes, sizes, sizeof sizes);
+        c.exact = exact;
+        c.multiprocessors = 2;
+        DW_TRY(run(on, c, false));
+    }
+    return DW_OK;
+}
+
 static dw_status run_shapes(dw_gemm_bench *on, bool few) {
     const int64_t tm = on->form.tile_m, tn = on->form.tile_n, ring = on->form.ring;
     const int64_t wide_m = on->form.shares_b ? tm + 72 : 0, wide_n = on->form.shares_a ? tn : 0;
@@ -436,7 +449,7 @@ static dw_status run_shapes(dw_gemm_bench *on, bool few) {
             if (exact && on->form.grouping == DW_GEMM_GROUPED_K) c.multiprocessors = 2;
             DW_TRY(run(on, c, !few && !exact && i % 2));
         }
-    if (on->form.splits) DW_TRY(run_parts(on, few));
+    if (on->form.splits) DW_TRY(on->form.grouping == DW_GEMM_GROUPED_K ? run_long(on, few) : run_parts(on, few));
     return DW_OK;
 }
 

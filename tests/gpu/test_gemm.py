@@ -9,6 +9,7 @@ of two or more, and sums of small integers must be exact."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -499,18 +500,36 @@ def test_groups_of_the_reduction(total: int, groups: int, m: int, n: int, kind: 
 # ---- tiles of groups of the reduction, dealt to blocks as they come -------------------------------------------------
 
 # What a block gets is dealt from 16 bytes of the workspace: the launch's ticket, how many tiles were drawn, nothing.
+# With 128x128 blocks and a BF16 result they come behind the parts of tiles that are split.
 DEAL_BYTES = 16
+PART_BYTES = 128 * 256 * 4 + 8
 # Groups, M, N, with more tiles than blocks; of up to 512 groups long ones come first, and empty ones have no tiles.
 DEALT = ((1, 2176, 4104), (33, 520, 776), (512, 136, 264), (513, 136, 264))
 ORDERED_GROUPS = 512
 
 
-def tiles_drawn(ends: list[int], tiles_of_group: int) -> int:
+def single(value: int) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def parts_of(ends: list[int], tiles_of_group: int) -> int:
+    """In how many parts are the tiles of groups that take more than half of a block's share; gemm_deal.cuh."""
+    blocks = torch.cuda.get_device_properties(0).multi_processor_count
+    whole = single(blocks) / (single(ends[-1]) * single(tiles_of_group))
+    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    long = [length for length in lengths if single(length) * whole >= 0.5]
+    tiles = len(long) * tiles_of_group
+    if not long or min(long) < 4096 or tiles > blocks // 2 or len(ends) > ORDERED_GROUPS:
+        return 1
+    return min(max(int(single(2) * single(max(long)) * whole), 2), 8, blocks // tiles)
+
+
+def tiles_drawn(ends: list[int], tiles_of_group: int, parts: int) -> int:
     """Each block draws until it gets none: as many numbers as there are tiles, if these are more than blocks."""
     with_tiles = sum(begin < end for begin, end in zip([0, *ends], ends, strict=False))
     tiles = (with_tiles if len(ends) <= ORDERED_GROUPS else len(ends)) * tiles_of_group
     assert tiles > 2 * torch.cuda.get_device_properties(0).multi_processor_count
-    return tiles
+    return tiles + (parts - 1) * tiles_of_group  # uneven_ends has one long group
 
 
 def uneven_ends(groups: int, rng: random.Random) -> list[int]:
@@ -530,31 +549,56 @@ def each_group(a: Operand, b: Operand, ends: list[int]) -> list[tuple[torch.Tens
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=["bf16", "out_f32"])
 @pytest.mark.parametrize(("groups", "m", "n"), DEALT)
 def test_tiles_are_dealt(groups: int, m: int, n: int, dtype: int, b_block: str) -> None:
-    """Whatever lies in the workspace, each tile once: the same bits as with none, whose tiles are not dealt."""
+    """Whatever lies in the workspace, each tile once, and the same bits: those without one where no tile is split."""
     generator = torch.Generator("cuda").manual_seed(conftest.SEED + groups)
     ends = uneven_ends(groups, random.Random(conftest.SEED + groups))
     a, b = random_operand(m, ends[-1], "1x128", generator), random_operand(n, ends[-1], b_block, generator)
     where = torch.tensor(ends, dtype=torch.int32, device="cuda")
-    alone = torch.full((groups, m, n), POISON, device="cuda", dtype=DTYPES[dtype])
-    grouped(GROUP_K, where, a, b, n, alone, False)
-    for (expected, size), out in zip(each_group(a, b, ends), alone, strict=True):
-        check(out, expected, size)
-    old = torch.randn(alone.shape, device="cuda", generator=generator).to(DTYPES[dtype])
+    exact = each_group(a, b, ends)
     tile_m, tile_n = (128, 256) if b_block == "128x128" else (192, 128)
-    for fill in (0, 255, 0x5A):
-        for codes in (False, True):
-            workspace = workspace_of(fill)
-            out = torch.full_like(alone, POISON)
-            grouped(GROUP_K, where, a, b, n, out, codes, workspace=workspace)
-            assert torch.equal(out, alone)
-            said = workspace[:DEAL_BYTES].view(torch.int32).tolist()
+    of_group = -(-m // tile_m) * -(-n // tile_n)
+    splits = b_block == "128x128" and dtype == BF16
+    parts = parts_of(ends, of_group) if splits else 1
+    assert not splits or (parts > 1) == (groups in (33, 512))
+    at = torch.cuda.get_device_properties(0).multi_processor_count * PART_BYTES if splits else 0
+    old = torch.randn(groups, m, n, device="cuda", generator=generator).to(DTYPES[dtype])
+    for accumulate in (False, True):
+        outs = []
+        for fill, codes in itertools.product((None, 0, 255, 0x5A), (False, True)):
+            workspace = torch.empty(0, dtype=torch.uint8, device="cuda") if fill is None else workspace_of(fill)
+            out = old.clone() if accumulate else torch.full_like(old, POISON)
+            grouped(GROUP_K, where, a, b, n, out, codes, accumulate=accumulate, workspace=workspace)
+            if fill in (None, 0) and not codes:
+                for g, (expected, size) in enumerate(exact):
+                    before = old[g].double() if accumulate else torch.zeros_like(expected)
+                    check(out[g], expected + before, size + before.abs(), expected if accumulate else None)
+            if fill is not None or parts == 1:
+                outs.append(out)
+            if fill is None:
+                continue
+            said = workspace[at : at + DEAL_BYTES].view(torch.int32).tolist()
             assert said[:2] == [0, 0], "the ticket was not taken back"
-            assert said[2] == tiles_drawn(ends, -(-m // tile_m) * -(-n // tile_n)), "not each tile was drawn once"
-            assert (workspace[12:] == fill).all(), "more of the workspace was written than tiles are dealt from"
-        added, undealt = old.clone(), old.clone()
-        grouped(GROUP_K, where, a, b, n, added, False, accumulate=True, workspace=workspace_of(fill))
-        grouped(GROUP_K, where, a, b, n, undealt, False, accumulate=True)
-        assert torch.equal(added, undealt)
+            assert said[2] == tiles_drawn(ends, of_group, parts), "not each tile was drawn once"
+            assert (workspace[at + 12 :] == fill).all(), "more was written than tiles are dealt from"
+            assert parts > 1 or (workspace[:at] == fill).all(), "a part was left"
+        assert all(torch.equal(out, outs[0]) for out in outs[1:])
+
+
+def test_integers_in_parts_of_groups_are_exact() -> None:
+    generator = torch.Generator("cuda").manual_seed(conftest.SEED)
+    groups, m, n = DEALT[1]
+    ends = uneven_ends(groups, random.Random(conftest.SEED))
+    assert parts_of(ends, -(-m // 128) * -(-n // 256)) > 2
+    a, b = (
+        Operand(torch.randint(-3, 4, (r, ends[-1]), device="cuda", generator=generator).double(), block)
+        for r, block in ((m, "1x128"), (n, "128x128"))
+    )
+    where = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    for codes in (False, True):
+        out = torch.full((groups, m, n), POISON, device="cuda", dtype=torch.bfloat16)
+        grouped(GROUP_K, where, a, b, n, out, codes, workspace=workspace_of(77))
+        for product, (expected, _) in zip(out, each_group(a, b, ends), strict=True):
+            assert torch.equal(product, expected.to(torch.bfloat16))
 
 
 def test_empty_groups_are_dealt() -> None:
@@ -579,7 +623,9 @@ def test_tiles_are_dealt_again_in_graphs_and_on_two_streams() -> None:
         a, b = random_operand(m, ends[-1], "1x128", generator), random_operand(n, ends[-1], "128x128", generator)
         where = torch.tensor(ends, dtype=torch.int32, device="cuda")
         alone = torch.full((groups, m, n), POISON, device="cuda", dtype=torch.bfloat16)
-        grouped(GROUP_K, where, a, b, n, alone, False)
+        grouped(GROUP_K, where, a, b, n, alone, False, workspace=workspace_of(3))
+        for product, (expected, size) in zip(alone, each_group(a, b, ends), strict=True):
+            check(product, expected, size)
         sets.append((where, a, b, n, alone, torch.empty_like(alone)))
     m, n, k = IN_PARTS[0]
     split_a, split_b = random_operand(m, k, "1x128", generator), random_operand(n, k, "128x128", generator)

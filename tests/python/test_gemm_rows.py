@@ -38,6 +38,8 @@ def test_names_tell_the_formats_and_the_tile() -> None:
         form = {"NONE": "nt", "M": "grouped_m", "K": "grouped_k"}[row["GROUPED"]]
         tile = f"{row['TILE_M']}x{row['TILE_N']}" + ("_pair" if row["MULTICAST"] != "0" else "")
         tile += "_split" if row["SPLITS"] == "1" else ""
+        large = int(row["TILE_M"]) * int(row["TILE_N"]) == 128 * 256
+        tile += "_deep" if large and out == "bf16" and row["STORE_BUFFERS"] == "0" else ""
         assert name == f"gemm_{form}_e4m3_{scale}_1x128_{b_block}_{out}__sm90_{tile}"
 
 

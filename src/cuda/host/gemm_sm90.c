@@ -106,9 +106,9 @@ size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_sh
     const int64_t workers = multiprocessors / cluster_of(row);
     const double tiles = (double)ceil_div(shape->m, span_m(row)) * (double)ceil_div(shape->n, span_n(row));
     const bool dense = shape->grouping == DW_GEMM_GROUPED_NONE;
-    if (shape->grouping == DW_GEMM_GROUPED_K) return DW_GEMM_DEAL_BYTES;
-    if (!row->splits || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles)) return 0;
-    return (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
+    const size_t parts = (size_t)(workers * cluster_of(row)) * DW_GEMM_PART_BYTES((size_t)row->tile_m, row->tile_n);
+    if (shape->grouping == DW_GEMM_GROUPED_K) return (row->splits ? parts : 0) + DW_GEMM_DEAL_BYTES;
+    return !row->splits || (dense && whole_tiles(row, tiles, shape->k, workers) >= tiles) ? 0 : parts;
 }
 
 /* Cycles, up to a factor that all rows share, from what was measured on H100s and H200s (2026-11-23 to 2026-11-29;

@@ -145,7 +145,7 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int rank) 
     tile_walk walk;
     walk_start(&walk, p, GROUPED, TILE_M * CLUSTER, TILE_N);
     if (GROUPED == GROUPED_K) walk_in_order(&walk, p, (uint16_t *)(shared + ORDER_AT), blocks);
-    tile_deal deal = deal_start(blockIdx.x / CLUSTER, blocks);
+    tile_deal deal = deal_start(blockIdx.x / CLUSTER, blocks, p->workspace);
     ring_place place = {0, 0};
     for (; deal.at < walk.total; deal_next(&deal, p, walk.total)) {
         tile_work work;

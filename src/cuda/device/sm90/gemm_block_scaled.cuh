@@ -36,7 +36,8 @@
  * GROUPED          0, GROUPED_M or GROUPED_K
  * SPLITS           1: tiles that do not fill a wave are split along their reduction (gemm_split.h), given a workspace.
  *                  Whoever has the first part of a tile finishes it; the others leave their sums there. Only with
- *                  K_SPLIT 1, groups along M or none, square blocks of B, and D through shared memory
+ *                  K_SPLIT 1, square blocks of B, and D through shared memory. Of groups along K those tiles are split
+ *                  which others would wait for (gemm_deal.cuh)
  * ADD_UP           1 unless set. 0: the tensor core adds up the whole reduction in its own registers, in about 14 bits,
  *                  and no scales are applied; all that is copied and written stays the same. No product of block-scaled
  *                  operands, and the library has no such kernel: bench/unscaled.py compiles it, to measure what adding
@@ -126,7 +127,7 @@
 #error "a stage must belong to one of the warpgroups that take turns"
 #endif
 
-#if SPLITS && (K_SPLIT > 1 || GROUPED == GROUPED_K || B_VECTOR || !THROUGH_SHARED)
+#if SPLITS && (K_SPLIT > 1 || B_VECTOR || !THROUGH_SHARED)
 #error "such a kernel splits no tiles"
 #endif
 

@@ -70,14 +70,15 @@ DW_DEVICE uint64_t *block_ticket(const dw_gemm_sm90_params *p, int block) {
     return (uint64_t *)block_sums(p, gridDim.x) + block;
 }
 
-/* The same warp, for the first part of a tile: the sums of the others, in the order of the reduction. Waiting for them
- * ends: they leave their parts before they wait for any, and all blocks run at once, of which there is one to a
- * multiprocessor. Where other work keeps some from starting, those waited for have lower numbers, and GPUs start blocks
- * in that order, though nothing promises it. Tickets are taken back: the same launch may be replayed. */
-DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts, ring_place *place) {
+/* The same warp, for the first part of a tile: the sums of the others, in the order of the reduction, each of a block
+ * so many lower than the last. Waiting for them ends: they leave their parts before they wait for any, and all blocks
+ * run at once, of which there is one to a multiprocessor. Where other work keeps some from starting, those waited for
+ * have lower numbers, and GPUs start blocks in that order, though nothing promises it. Tickets are taken back: the same
+ * launch may be replayed. */
+DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts, int apart, ring_place *place) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     for (int part = 1; part <= parts; part++) {
-        const int block = blockIdx.x - part * CLUSTER;
+        const int block = blockIdx.x - part * apart;
         uint64_t *ticket = block_ticket(p, block);
         while (uniform(ld_acquire_gpu_u64(ticket) != p->ticket))
             ;
@@ -99,12 +100,18 @@ DW_DEVICE void copy_parts(const dw_gemm_sm90_params *p, char *shared, int parts,
 DW_DEVICE void announce_part(const dw_gemm_sm90_params *p) {
     if (!p->workspace) return;
     const int workers = gridDim.x / CLUSTER;
-    const int k_blocks = stages_of(p);
     tile_walk walk;
     walk_start(&walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
+#if DEALS
+    const int of_group = walk.tiles_m * walk.tiles_n;
+    const group_split split = split_of(p, of_group, workers);
+    if ((int)blockIdx.x >= (split.parts - 1) * split.groups * of_group) return;
+#else
+    const int k_blocks = stages_of(p);
     const dw_gemm_share share =
         dw_gemm_share_of(workers - 1 - blockIdx.x / CLUSTER, workers, walk.total, k_blocks, true);
     if (share.at >= share.end || share.at % k_blocks == 0) return;
+#endif
     bar_sync(PART_BARRIER, PART_THREADS);
     if (elect_one()) st_release_gpu_u64(block_ticket(p, blockIdx.x), p->ticket);
 }
@@ -244,7 +251,16 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, char *
     walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
 #if DEALS
     walk_in_order(&s->walk, p, (uint16_t *)(shared + ORDER_AT), workers);
-    s->deal = deal_start(worker, workers);
+#if SPLITS
+    const int of_group = s->walk.tiles_m * s->walk.tiles_n;
+    const group_split split = split_of(p, of_group, workers);
+    s->walk.split = split.groups;
+    s->walk.parts = split.parts;
+    s->walk.total += (split.parts - 1) * split.groups * of_group;
+    s->deal = deal_start(worker, workers, p->workspace ? block_ticket(p, gridDim.x) : NULL);
+#else
+    s->deal = deal_start(worker, workers, p->workspace);
+#endif
     s->begun = false;
 #else
     s->at = worker;
@@ -254,12 +270,25 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, char *
     s->told.place = 0;
     s->told.phase = 0;
 #endif
-#if SPLITS
+#if SPLITS && !DEALS
     s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
 #else
     s->share.whole = s->walk.total;
 #endif
 }
+
+#if DEALS && SPLITS
+/* Of a tile in parts the one that number `at` stands for. */
+DW_DEVICE void take_part(const tile_walk *walk, int at, tile_work *work) {
+    const int place = at / (walk->tiles_m * walk->tiles_n);
+    if (place >= walk->parts * walk->split) return;
+    const int part = walk->parts - 1 - place / walk->split, k_blocks = work->k_blocks;
+    const int begin = k_blocks * part / walk->parts, end = k_blocks * (part + 1) / walk->parts;
+    work->k_block += begin;
+    work->k_blocks = end - begin;
+    work->parts = part > 0 ? PARTS_LEAVE : walk->parts - 1;
+}
+#endif
 
 /* The next tile, if there is one: whole ones first, then the block's share of the others. Of a share the first part of
  * a tile comes last, when others have long left theirs. */
@@ -273,6 +302,9 @@ DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *sha
         walk_to(&s->walk, p, GROUPED, s->deal.at, 0, 0, BLOCK_K, work);
     else
         work->column = work->k_block = work->k_blocks = -1;
+#if SPLITS
+    if (found) take_part(&s->walk, s->deal.at, work);
+#endif
 #if TELLS
     tell(shared, &s->told, work);
 #endif
@@ -284,7 +316,7 @@ DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *sha
         return true;
     }
 #endif
-#if SPLITS
+#if SPLITS && !DEALS
     if (s->share.at < s->share.end) {
         const int k_blocks = stages_of(p), tile = s->share.at / k_blocks;
         walk_to(&s->walk, p, GROUPED, s->share.whole + tile, s->m_offset, s->n_offset, BLOCK_K, work);
@@ -297,6 +329,13 @@ DW_DEVICE bool next_tile(tile_search *s, const dw_gemm_sm90_params *p, char *sha
 #endif
     return false;
 }
+
+#if SPLITS
+/* How many blocks further on, going down, the next part of a tile is. */
+DW_DEVICE int parts_apart(const tile_search *s) {
+    return DEALS ? s->walk.split * s->walk.tiles_m * s->walk.tiles_n : CLUSTER;
+}
+#endif
 
 /* All tiles of a copying warp. */
 DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, int rank) {
@@ -319,7 +358,7 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
         more = next_tile(&search, p, shared, &next);
         if (warp == 0) copy_stages(p, shared, &work, rank, first, places, false, &place, &batch);
 #if SPLITS
-        if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, &place);
+        if (warp == 0 && work.parts != PARTS_LEAVE) copy_parts(p, shared, work.parts, parts_apart(&search), &place);
 #endif
 #if !B_VECTOR && !TELLS
         if (warp == 1) copy_square_scales(p, shared, &work, threadIdx.x % 32, &batch);

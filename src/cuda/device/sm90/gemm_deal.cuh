@@ -5,6 +5,10 @@
  * where their results are zeros a warp that has nothing else to do has the copy engine write them, while others
  * multiply.
  *
+ * Splitting: where all tiles of the first class are so few that they leave blocks idle, each is in parts along its
+ * reduction, which come first of all, the last parts before the first ones: each is some block's first tile. Whoever
+ * has a tile's first part finishes it, and the others leave their sums, as of other split tiles.
+ *
  * Dealing: a block's first tile is the one that it would have anyway; each further one is drawn from a counter in the
  * workspace, a tile ahead, so that nobody waits for the counter but once, while the first tile's copies are on their
  * way; and late, so that nobody who has a long tile keeps others waiting for the next one. The workspace may hold
@@ -80,22 +84,52 @@ DW_DEVICE void walk_in_order(tile_walk *walk, const dw_gemm_sm90_params *p, uint
     walk->order = order;
 }
 
+/* ---- splitting ---- */
+
+#define LEAST_SPLIT 4096 /* rows of a group: a part costs about as much as ten stages (gemm_split.h) */
+#define MOST_PARTS 8
+
+typedef struct group_split {
+    int groups, parts; /* of the first class, which has so many groups; parts 1: none is split */
+} group_split;
+
+/* By a whole warp. */
+DW_DEVICE group_split split_of(const dw_gemm_sm90_params *p, int tiles_of_group, int blocks) {
+    group_split none = {0, 1};
+    if (!p->workspace || !skips_empty_groups(p)) return none;
+    const float all = (float)p->ends[p->groups - 1] * (float)tiles_of_group, whole = (float)blocks / all;
+    int count = 0, shortest = INT32_MAX, longest = 0;
+    for (int g = threadIdx.x % 32; g < p->groups; g += 32) {
+        const int length = p->ends[g] - (g > 0 ? p->ends[g - 1] : 0);
+        if (class_of(length, whole) > 0) continue;
+        count++;
+        shortest = min(shortest, length);
+        longest = max(longest, length);
+    }
+    count = uniform(__reduce_add_sync(0xFFFFFFFF, count));
+    shortest = uniform(__reduce_min_sync(0xFFFFFFFF, shortest));
+    longest = uniform(__reduce_max_sync(0xFFFFFFFF, longest));
+    if (count == 0 || shortest < LEAST_SPLIT || (int64_t)count * tiles_of_group > blocks / 2) return none;
+    const int worth = max((int)(2.0f * (float)longest * whole), 2); /* parts of about half a block's share */
+    return (group_split){count, min(min(worth, MOST_PARTS), blocks / (count * tiles_of_group))};
+}
+
 /* ---- dealing ---- */
 
 /* A warp's way through the tiles of its block. */
 typedef struct tile_deal {
-    int at, step; /* the tile in turn; how many blocks there are */
-    int drawn;    /* the number drawn for the next tile, in one lane, 0 in the others */
-    bool draws;   /* has begun to draw */
+    int at, step;     /* the tile in turn; how many blocks there are */
+    int drawn;        /* the number drawn for the next tile, in one lane, 0 in the others */
+    bool draws;       /* has begun to draw */
+    uint64_t *ticket; /* beside the counter; NULL: tiles are not dealt */
 } tile_deal;
 
-DW_DEVICE tile_deal deal_start(int block, int blocks) {
-    return (tile_deal){block, blocks, 0, false};
+DW_DEVICE tile_deal deal_start(int block, int blocks, void *workspace) {
+    return (tile_deal){block, blocks, 0, false, (uint64_t *)workspace};
 }
 
 /* By a whole warp: the counter is this launch's, and counts from 0. */
-DW_DEVICE void deal_set_up(const dw_gemm_sm90_params *p) {
-    uint64_t *ticket = (uint64_t *)p->workspace;
+DW_DEVICE void deal_set_up(const dw_gemm_sm90_params *p, uint64_t *ticket) {
     const uint64_t setting_up = p->ticket - 1; /* tickets are odd */
     for (;;) {
         const uint64_t seen = __shfl_sync(0xFFFFFFFF, ld_acquire_gpu_u64(ticket), 0);
@@ -110,27 +144,27 @@ DW_DEVICE void deal_set_up(const dw_gemm_sm90_params *p) {
 }
 
 /* By a whole warp: one lane has the next number of the counter once it comes, the others 0. */
-DW_DEVICE int deal_draw(const dw_gemm_sm90_params *p) {
+DW_DEVICE int deal_draw(uint64_t *ticket) {
     int number = 0;
-    if (elect_one()) number = atomicAdd((int *)((uint64_t *)p->workspace + 1), 1);
+    if (elect_one()) number = atomicAdd((int *)(ticket + 1), 1);
     return number;
 }
 
 /* By a whole warp: on to the block's next tile, of `total`. After the last one there is none to go on to. */
 DW_DEVICE void deal_next(tile_deal *d, const dw_gemm_sm90_params *p, int total) {
-    if (!p->workspace) {
+    if (!d->ticket) {
         d->at += d->step;
         return;
     }
     if (!d->draws) {
-        deal_set_up(p);
-        d->drawn = deal_draw(p);
+        deal_set_up(p, d->ticket);
+        d->drawn = deal_draw(d->ticket);
         d->draws = true;
     }
     const int number = uniform(__reduce_add_sync(0xFFFFFFFF, d->drawn));
     d->at = d->step + number;
-    if (number == total - 1 && elect_one()) *(volatile uint64_t *)p->workspace = 0;
-    if (d->at < total) d->drawn = deal_draw(p);
+    if (number == total - 1 && elect_one()) *(volatile uint64_t *)d->ticket = 0;
+    if (d->at < total) d->drawn = deal_draw(d->ticket);
 }
 
 /* ---- empty groups ---- */

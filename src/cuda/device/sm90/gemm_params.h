@@ -23,7 +23,7 @@
     ((tile_m) / DW_GEMM_SCALE_PARTS(tile_m, any_row) + ((any_row) ? 16 / (scale_bytes) : 0))
 
 /* Workspace of a product in groups along K: how many tiles have been dealt, and the ticket of the launch they are of.
- */
+ * In kernels that split tiles it comes behind their parts. */
 #define DW_GEMM_DEAL_BYTES 16
 
 /* Shared memory of such a kernel: which groups have tiles, in order, if they are no more than so many, and zeros. */
@@ -53,8 +53,8 @@ typedef struct dw_gemm_sm90_params {
     int32_t m, n, k; /* of one product; what is grouped: of all together */
     int32_t band;    /* rows of tiles walked before the next column of tiles */
     int32_t accumulate;
-    void *workspace; /* DW_GEMM_PART_BYTES for each block (gemm_split.h), or NULL: no tile is split; in groups along K
-                        DW_GEMM_DEAL_BYTES, or NULL: tiles are not dealt */
+    void *workspace; /* of a kernel that splits tiles DW_GEMM_PART_BYTES for each block (gemm_split.h), of one for
+                        groups along K DW_GEMM_DEAL_BYTES after that; or NULL: tiles are neither split nor dealt */
     uint64_t ticket; /* of this launch's sums, or tiles, there: random and odd, so that no two launches' are the same */
 } dw_gemm_sm90_params;
 

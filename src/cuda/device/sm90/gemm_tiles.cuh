@@ -19,6 +19,7 @@ typedef struct tile_walk {
     int begin, end;        /* its extent along M or K */
     int span_m, span_n;    /* a cluster's tile */
     const uint16_t *order; /* along K: the groups that have tiles, in order (gemm_deal.cuh); NULL: all */
+    int split, parts;      /* along K: of the first `split` groups each has so many parts, one behind the other */
 } tile_walk;
 
 typedef struct tile_work {
@@ -87,6 +88,8 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     if (grouped == GROUPED_K) {
         rows_of_tiles *= p->groups;
         walk->order = NULL;
+        walk->split = 0;
+        walk->parts = 1;
         walk->group = -1; /* not yet */
     }
     if (grouped == GROUPED_M) {
@@ -107,7 +110,9 @@ DW_DEVICE void walk_to(tile_walk *walk, const dw_gemm_sm90_params *p, int groupe
         const int of_group = walk->tiles_m * walk->tiles_n, place = at / of_group;
         if (walk->group < 0 || place * of_group != walk->group_first) {
             walk->group_first = place * of_group;
-            walk->group = walk->order ? walk->order[place] : place;
+            const int repeated = (walk->parts - 1) * walk->split;
+            const int nth = place >= repeated ? place - repeated : place % walk->split;
+            walk->group = walk->order ? walk->order[nth] : nth;
             walk->begin = walk->group > 0 ? uniform(p->ends[walk->group - 1]) : 0;
             walk->end = uniform(p->ends[walk->group]);
         }
