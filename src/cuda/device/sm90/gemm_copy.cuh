@@ -1,6 +1,7 @@
 /* The copying warps: a part of gemm_block_scaled.cuh, whose parameters, sizes and places it takes. One brings A, B and
  * the scales of vectors, stage by stage, and the parts of split tiles; where B has square blocks a second one brings
- * their scales; each finds the block's tiles by itself. */
+ * their scales; each finds the block's tiles by itself, but of groups along K the first one finds them and tells the
+ * other. */
 #ifndef DW_DEVICE_SM90_GEMM_COPY_CUH
 #define DW_DEVICE_SM90_GEMM_COPY_CUH
 
