@@ -171,14 +171,15 @@ typedef struct dw_grouped_gemm_args {
     bool accumulate; /* adds into d; a BF16 d is added to what the sums round to, and rounded again */
     /* Device memory, 256-byte aligned, whatever is in it; NULL with 0 bytes for none. With
      * dw_grouped_gemm_workspace_size bytes what does not fill a wave of tiles is shared out, for a few percent, and
-     * tiles of groups along K, which take as long as their groups are, go to whichever block is free. No other call
+     * tiles of groups along K, which take as long as their groups are, go to whichever block is free, of e4m3 into bf16
+     * the longest ones in parts. No other call
      * that may run at the same time may be given the same: results could be wrong, or the GPU hang. */
     void *workspace;
     size_t workspace_bytes;
 } dw_grouped_gemm_args;
 
-/* Bytes of workspace of which a call with these arguments, addresses too, makes use: up to 18 MB of e4m3, 16 bytes
- * of bf16. Like the call it tests a kernel at its first use. Errors as dw_grouped_gemm's. */
+/* Bytes of workspace of which a call with these arguments, addresses too, makes use: up to 18 MB of e4m3, up to 16
+ * bytes of bf16. Like the call it tests a kernel at its first use. Errors as dw_grouped_gemm's. */
 DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_grouped_gemm_args *args, size_t *bytes);
 
 /* Multiplies on `stream`. Can be captured in a CUDA graph once the same call has been made outside of one. Never waits
@@ -187,8 +188,8 @@ DW_API dw_status dw_grouped_gemm_workspace_size(dw_context *context, const dw_gr
  * and workspace twice the same bits, whatever is in it; which tiles are split, and so how sums round, depends on the
  * sizes of all groups: one expert's results may differ in their last bits with another's number of rows.
  *
- * Errors: INVALID_ARGUMENT (a misaligned workspace too), UNSUPPORTED (not a
- * Hopper GPU, no driver, formats, or every kernel of these formats failed its self-test on that GPU), DEVICE. */
+ * Errors: INVALID_ARGUMENT (a misaligned workspace too), UNSUPPORTED (not a Hopper GPU, no driver, formats, or every
+ * kernel of these formats failed its self-test on that GPU), DEVICE. */
 DW_API dw_status dw_grouped_gemm(dw_context *context, const dw_grouped_gemm_args *args, void *stream);
 
 /* ---- tuning: which of the library's own Hopper kernels is the fastest for a shape ---- */

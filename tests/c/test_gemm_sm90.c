@@ -67,6 +67,10 @@ static void every_form_has_a_kernel(void **state) {
             assert_int_equal(row->scale_f32, shape.scale_f32);
             assert_int_equal(row->b_vector, shape.b_vector);
             assert_int_equal(row->out_f32, shape.out_f32);
+            int serving = 0;
+            for (size_t i = 0; i < dw_gemm_sm90_count(); i++)
+                serving += dw_gemm_sm90_serves(dw_gemm_sm90_get(i), &shape);
+            if (grouping == DW_GEMM_GROUPED_K) assert_int_equal(serving, 1); /* dw_gemm_sm90_pick counts on it */
         }
 }
 

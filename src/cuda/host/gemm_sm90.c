@@ -231,8 +231,10 @@ dw_status dw_gemm_sm90_pick(const dw_cuda_scope *scope, const dw_gemm_sm90_shape
         return dw_fail(DW_ERROR_UNSUPPORTED, "gemm: kernel %s is for other formats than this product's",
                        wanted ? wanted->name : "(none)");
     }
+    /* Along K each form has one kernel, so that what was measured is its band. */
     if (dw_gemm_tuning_find(scope->device, shape, choice) &&
-        dw_gemm_sm90_workspace(&rows[choice->row], shape, multiprocessors) <= workspace &&
+        (shape->grouping == DW_GEMM_GROUPED_K ||
+         dw_gemm_sm90_workspace(&rows[choice->row], shape, multiprocessors) <= workspace) &&
         dw_gemm_row_prove((size_t)choice->row, scope->device))
         return DW_OK;
     do

@@ -55,7 +55,8 @@ int dw_gemm_sm90_band(const dw_gemm_sm90_row *row);
 int64_t dw_gemm_sm90_tile_rows(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape);
 
 /* Bytes of workspace with which the kernel shares out what does not fill a wave of its tiles (gemm_params.h); 0 where
- * it does not split tiles, or none of this shape. Of groups only the device knows, so that any shape needs it. Pure. */
+ * it does not split tiles, or none of this shape. Of groups only the device knows, so that any shape needs it. Along K
+ * tiles are dealt with it, too. Pure. */
 size_t dw_gemm_sm90_workspace(const dw_gemm_sm90_row *row, const dw_gemm_sm90_shape *shape, int multiprocessors);
 
 /* The kernel with the least predicted time for the shape on a GPU of `multiprocessors`, where the caller has so many

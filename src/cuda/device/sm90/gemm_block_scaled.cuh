@@ -175,19 +175,19 @@ DW_DEVICE void ring_advance(ring_place *place, int stages) {
     }
 }
 
-/* Of the two batches of scales, the one in turn. */
-typedef struct batch_place {
-    int batch;
+/* Which of two is in turn: batches of scales, or what the second copying warp is told. */
+typedef struct turn_place {
+    int turn;
     uint32_t phase;
-} batch_place;
+} turn_place;
 
-DW_DEVICE void batch_advance(batch_place *place) {
-    place->phase ^= (uint32_t)place->batch;
-    place->batch ^= 1;
+DW_DEVICE void turn_advance(turn_place *place) {
+    place->phase ^= (uint32_t)place->turn;
+    place->turn ^= 1;
 }
 
-DW_DEVICE char *batch_scales(char *shared, const batch_place *place) {
-    return shared + SCALE_AT + place->batch * BATCH_BYTES;
+DW_DEVICE char *batch_scales(char *shared, const turn_place *place) {
+    return shared + SCALE_AT + place->turn * BATCH_BYTES;
 }
 
 /* How far the scales of a tile that begins in a row are from where their copy begins. */
@@ -196,12 +196,12 @@ DW_DEVICE int scale_offset(int row) {
 }
 
 /* The barriers of a batch: its scales are here; they have been read. */
-DW_DEVICE uint64_t *scales_full(char *shared, const batch_place *place) {
-    return (uint64_t *)(shared + SCALE_BARRIER_AT) + place->batch;
+DW_DEVICE uint64_t *scales_full(char *shared, const turn_place *place) {
+    return (uint64_t *)(shared + SCALE_BARRIER_AT) + place->turn;
 }
 
-DW_DEVICE uint64_t *scales_empty(char *shared, const batch_place *place) {
-    return (uint64_t *)(shared + SCALE_BARRIER_AT) + 2 + place->batch;
+DW_DEVICE uint64_t *scales_empty(char *shared, const turn_place *place) {
+    return (uint64_t *)(shared + SCALE_BARRIER_AT) + 2 + place->turn;
 }
 
 /* Stages of the whole reduction. */
@@ -305,7 +305,7 @@ DW_DEVICE void reduce_tile(float sums[SUBS][CHUNK_REGISTERS], char *shared, int 
 typedef struct math_state {
     uint32_t a_low, b_low; /* descriptors of its operands in stage 0 */
     ring_place place;
-    batch_place batch;
+    turn_place batch;
 } math_state;
 
 DW_DEVICE void wait_for_stage(char *shared, const ring_place *place) {
@@ -313,10 +313,10 @@ DW_DEVICE void wait_for_stage(char *shared, const ring_place *place) {
 }
 
 /* This warpgroup has read what it needs of the batch in turn. */
-DW_DEVICE void release_batch(char *shared, batch_place *place) {
+DW_DEVICE void release_batch(char *shared, turn_place *place) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(scales_empty(shared, place)));
-    batch_advance(place);
+    turn_advance(place);
 }
 
 /* The stage is read: it may be filled again. */
@@ -480,7 +480,7 @@ DW_DEVICE void multiply_tiles(const dw_gemm_sm90_params *p, char *shared, int wa
     m.b_low = wgmma_descriptor_low(shared_address(shared) + A_BYTES);
     m.place.stage = turn;
     m.place.phase = 0;
-    m.batch.batch = 0;
+    m.batch.turn = 0;
     m.batch.phase = 0;
     for (;;) {
         float products[CHUNK_REGISTERS], sums[SUBS][CHUNK_REGISTERS];
@@ -559,12 +559,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_con
             mbarrier_init(empty + s, CLUSTER * ROW_WARPGROUPS * 4);
         }
 #if TELLS
-        for (told_place t = {0, 0}; t.place < 2; t.place++) {
+        for (turn_place t = {0, 0}; t.turn < 2; t.turn++) {
             mbarrier_init(told_full(shared, &t), 1);
             mbarrier_init(told_empty(shared, &t), 1);
         }
 #endif
-        for (batch_place b = {0, 0}; b.batch < 2; b.batch++) {
+        for (turn_place b = {0, 0}; b.turn < 2; b.turn++) {
             mbarrier_init(scales_full(shared, &b), B_VECTOR ? 1 : 2);
             mbarrier_init(scales_empty(shared, &b), MATH_WARPGROUPS * 4);
         }

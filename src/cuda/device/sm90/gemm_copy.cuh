@@ -8,7 +8,7 @@
 /* One warp: the 1x128 scales of the stages from kb on, as many as a batch has. What lies beyond the reduction or the
  * matrix belongs to products of zeros or to results that are not kept. */
 DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int kb,
-                                  batch_place *place) {
+                                  turn_place *place) {
     uint64_t *full = scales_full(shared, place);
     mbarrier_wait_parity(scales_empty(shared, place), place->phase ^ 1);
     if (elect_one()) {
@@ -23,13 +23,13 @@ DW_DEVICE void copy_vector_scales(const dw_gemm_sm90_params *p, char *shared, co
             cp_async_bulk_tensor_2d_load(to + A_SCALE_BYTES, &p->b_scale_map, work->b_row, work->k_block + kb,
                                          shared_address(full));
     }
-    batch_advance(place);
+    turn_advance(place);
 }
 
 /* One warp, of which one thread issues copies: A, B and the 1x128 scales of a tile's stages from `from` up to `to`.
  * `opens`: which tile it is travels with the first ones. */
 DW_DEVICE void copy_stages(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int rank, int from,
-                           int to, bool opens, ring_place *place, batch_place *batch) {
+                           int to, bool opens, ring_place *place, turn_place *batch) {
     uint64_t *full = (uint64_t *)(shared + BARRIER_AT), *empty = full + STAGES;
     const int a_bytes = A_BOX_FITS ? min(TILE_M, p->m) * BLOCK_K : A_BYTES;
     const tile_slot slot = {work->row, work->column, work->row_end, slot_work(work->k_blocks, work->parts)};
@@ -142,7 +142,7 @@ DW_DEVICE float load_scale(const void *scales, int at) {
 /* One warp: the scales of B's square blocks, one for each part of the columns. Lane l has those of stage l of a batch,
  * and those of the next batch on the way. */
 DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, const tile_work *work, int lane,
-                                  batch_place *place) {
+                                  turn_place *place) {
     int at[TILE_SCALES]; /* a grid of 2^31 blocks would be of 2^45 elements */
     float ahead[TILE_SCALES];
 #pragma unroll
@@ -152,7 +152,7 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
         at[i] = block * (int)p->b_scale_row_step + (work->k_block + lane) * (int)p->b_scale_k_step;
         ahead[i] = lane < min(SCALE_BATCH, work->k_blocks) ? load_scale(p->b_scale, at[i]) : 0.0f;
     }
-    for (int kb = 0; kb < work->k_blocks; kb += SCALE_BATCH, batch_advance(place)) {
+    for (int kb = 0; kb < work->k_blocks; kb += SCALE_BATCH, turn_advance(place)) {
         float *to = (float *)(batch_scales(shared, place) + A_SCALE_BYTES) + lane * TILE_SCALES;
         mbarrier_wait_parity(scales_empty(shared, place), place->phase ^ 1);
 #pragma unroll
@@ -169,51 +169,41 @@ DW_DEVICE void copy_square_scales(const dw_gemm_sm90_params *p, char *shared, co
 #endif
 
 #if TELLS
-/* What the second copying warp is told of a tile. */
+/* What the second copying warp is told of a tile, in two places in turn. */
 typedef struct __align__(16) told_tile {
     int column, k_block, k_blocks; /* k_blocks -1: there are no more tiles */
-    int unused;
+    int rest;                      /* 0, so that it is one store */
 } told_tile;
+static_assert(2 * sizeof(told_tile) + 4 * sizeof(uint64_t) == TOLD_BYTES, "shared memory is laid out for that");
 
-/* Which place of two is in turn. */
-typedef struct told_place {
-    int place;
-    uint32_t phase;
-} told_place;
-
-DW_DEVICE told_tile *told_at(char *shared, const told_place *t) {
-    return (told_tile *)(shared + TOLD_AT) + t->place;
+DW_DEVICE told_tile *told_at(char *shared, const turn_place *t) {
+    return (told_tile *)(shared + TOLD_AT) + t->turn;
 }
 
 /* The barriers of a place: a tile is there; it has been read. */
-DW_DEVICE uint64_t *told_full(char *shared, const told_place *t) {
-    return (uint64_t *)(shared + TOLD_AT + 32) + t->place;
+DW_DEVICE uint64_t *told_full(char *shared, const turn_place *t) {
+    return (uint64_t *)(shared + TOLD_AT + 2 * sizeof(told_tile)) + t->turn;
 }
 
-DW_DEVICE uint64_t *told_empty(char *shared, const told_place *t) {
-    return (uint64_t *)(shared + TOLD_AT + 48) + t->place;
-}
-
-DW_DEVICE void told_advance(told_place *t) {
-    t->phase ^= (uint32_t)t->place;
-    t->place ^= 1;
+DW_DEVICE uint64_t *told_empty(char *shared, const turn_place *t) {
+    return told_full(shared, t) + 2;
 }
 
 /* By the first copying warp. */
-DW_DEVICE void tell(char *shared, told_place *t, const tile_work *work) {
+DW_DEVICE void tell(char *shared, turn_place *t, const tile_work *work) {
     mbarrier_wait_parity(told_empty(shared, t), t->phase ^ 1);
     if (elect_one()) {
         *told_at(shared, t) = (told_tile){work->column, work->k_block, work->k_blocks, 0};
         mbarrier_arrive(shared_address(told_full(shared, t)));
     }
-    told_advance(t);
+    turn_advance(t);
 }
 
 /* All that the second one has to do. */
 DW_DEVICE void copy_told_scales(const dw_gemm_sm90_params *p, char *shared) {
-    told_place place = {0, 0};
-    batch_place batch = {0, 0};
-    for (;; told_advance(&place)) {
+    turn_place place = {0, 0};
+    turn_place batch = {0, 0};
+    for (;; turn_advance(&place)) {
         mbarrier_wait_parity(told_full(shared, &place), place.phase);
         const told_tile told = *told_at(shared, &place);
         __syncwarp();
@@ -232,23 +222,27 @@ DW_DEVICE void copy_told_scales(const dw_gemm_sm90_params *p, char *shared) {
 /* A copying warp's way through its block's tiles. */
 typedef struct tile_search {
     tile_walk walk;
-    dw_gemm_share share;
-    int m_offset, n_offset; /* of this block's tile in its cluster's */
 #if DEALS
     tile_deal deal;
     bool begun; /* the tile in turn was taken */
 #else
-    int at, step; /* the next whole tile, and how far it is to the one after */
+    dw_gemm_share share;
+    int at, step;           /* the next whole tile, and how far it is to the one after */
+    int m_offset, n_offset; /* of this block's tile in its cluster's */
 #endif
 #if TELLS
-    told_place told;
+    turn_place told;
 #endif
 } tile_search;
 
 DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, char *shared, int rank) {
     const int workers = gridDim.x / CLUSTER, worker = blockIdx.x / CLUSTER;
+#if !DEALS
     s->m_offset = MULTICAST == MULTICAST_B ? rank * TILE_M : 0;
     s->n_offset = MULTICAST == MULTICAST_A ? rank * TILE_N : 0;
+    s->at = worker;
+    s->step = workers;
+#endif
     walk_start(&s->walk, p, GROUPED, CLUSTER_M, CLUSTER_N);
 #if DEALS
     walk_in_order(&s->walk, p, (uint16_t *)(shared + ORDER_AT), workers);
@@ -263,18 +257,14 @@ DW_DEVICE void search_start(tile_search *s, const dw_gemm_sm90_params *p, char *
     s->deal = deal_start(worker, workers, p->workspace);
 #endif
     s->begun = false;
-#else
-    s->at = worker;
-    s->step = workers;
-#endif
-#if TELLS
-    s->told.place = 0;
-    s->told.phase = 0;
-#endif
-#if SPLITS && !DEALS
+#elif SPLITS
     s->share = dw_gemm_share_of(workers - 1 - worker, workers, s->walk.total, stages_of(p), p->workspace != NULL);
 #else
     s->share.whole = s->walk.total;
+#endif
+#if TELLS
+    s->told.turn = 0;
+    s->told.phase = 0;
 #endif
 }
 
@@ -347,7 +337,7 @@ DW_DEVICE void copy_tiles(const dw_gemm_sm90_params *p, char *shared, int warp, 
     }
 #endif
     ring_place place = {0, 0};
-    batch_place batch = {0, 0};
+    turn_place batch = {0, 0};
     tile_search search;
     tile_work work, next;
     search_start(&search, p, shared, rank);

@@ -25,22 +25,26 @@ DW_DEVICE bool skips_empty_groups(const dw_gemm_sm90_params *p) {
     return p->groups <= DW_GEMM_ORDERED_GROUPS;
 }
 
+/* What part of a block's share of all one row of the reduction is, in one tile: times a group's length, its tile's. */
+DW_DEVICE float share_of_row(const dw_gemm_sm90_params *p, int tiles_of_group, int blocks) {
+    const float all = (float)p->ends[p->groups - 1] * (float)tiles_of_group;
+    return (float)blocks / all;
+}
+
 /* The first class takes more than half of a block's share of all, the last but one more than 1/32, the last the rest.
  * Without a workspace, where tiles are not dealt, there is but the last. */
 #define ORDER_CLASSES 6
 
-DW_DEVICE int class_of(int length, float whole) {
+DW_DEVICE int class_of(int length, float share) {
     if (length == 0) return ORDER_CLASSES;
-    const int exponent = (int)(__float_as_uint((float)length * whole) >> 23) - 127;
+    const int exponent = (int)(__float_as_uint((float)length * share) >> 23) - 127;
     return min(max(-1 - exponent, 0), ORDER_CLASSES - 1);
 }
 
 /* By a whole warp: the groups that have tiles, in order, and how many they are. */
 DW_DEVICE int order_groups(const dw_gemm_sm90_params *p, uint16_t *order, int tiles_of_group, int blocks) {
     const int lane = threadIdx.x % 32, at_once = 4;
-    const float all = (float)p->ends[p->groups - 1] * (float)tiles_of_group;
-    const float whole =
-        p->workspace ? (float)blocks / all : 0.0f; /* times a length: its tile's part of a block's share */
+    const float share = p->workspace ? share_of_row(p, tiles_of_group, blocks) : 0.0f;
     int next[ORDER_CLASSES] = {}, total = 0;
 #pragma unroll 1
     for (int pass = 0; pass < 2; pass++) { /* counts the classes, then fills them */
@@ -50,11 +54,11 @@ DW_DEVICE int order_groups(const dw_gemm_sm90_params *p, uint16_t *order, int ti
 #pragma unroll
             for (int i = 0; i < at_once; i++) {
                 const int g = first + 32 * i + lane;
-                length[i] = g < p->groups ? p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) : 0;
+                length[i] = g < p->groups ? group_length(p, g) : 0;
             }
 #pragma unroll
             for (int i = 0; i < at_once; i++) {
-                const int its = class_of(length[i], whole);
+                const int its = class_of(length[i], share);
 #pragma unroll
                 for (int c = 0; c < ORDER_CLASSES; c++) {
                     const uint32_t members = __ballot_sync(0xFFFFFFFF, its == c);
@@ -93,15 +97,15 @@ typedef struct group_split {
     int groups, parts; /* of the first class, which has so many groups; parts 1: none is split */
 } group_split;
 
-/* By a whole warp. */
+/* By a whole warp: the one that finds tiles, and the one that says that parts are there, each for itself. */
 DW_DEVICE group_split split_of(const dw_gemm_sm90_params *p, int tiles_of_group, int blocks) {
     group_split none = {0, 1};
     if (!p->workspace || !skips_empty_groups(p)) return none;
-    const float all = (float)p->ends[p->groups - 1] * (float)tiles_of_group, whole = (float)blocks / all;
+    const float share = share_of_row(p, tiles_of_group, blocks);
     int count = 0, shortest = INT32_MAX, longest = 0;
     for (int g = threadIdx.x % 32; g < p->groups; g += 32) {
-        const int length = p->ends[g] - (g > 0 ? p->ends[g - 1] : 0);
-        if (class_of(length, whole) > 0) continue;
+        const int length = group_length(p, g);
+        if (class_of(length, share) > 0) continue;
         count++;
         shortest = min(shortest, length);
         longest = max(longest, length);
@@ -110,7 +114,7 @@ DW_DEVICE group_split split_of(const dw_gemm_sm90_params *p, int tiles_of_group,
     shortest = uniform(__reduce_min_sync(0xFFFFFFFF, shortest));
     longest = uniform(__reduce_max_sync(0xFFFFFFFF, longest));
     if (count == 0 || shortest < LEAST_SPLIT || (int64_t)count * tiles_of_group > blocks / 2) return none;
-    const int worth = max((int)(2.0f * (float)longest * whole), 2); /* parts of about half a block's share */
+    const int worth = max((int)(2.0f * (float)longest * share), 2); /* parts of about half a block's share */
     return (group_split){count, min(min(worth, MOST_PARTS), blocks / (count * tiles_of_group))};
 }
 
@@ -181,7 +185,7 @@ DW_DEVICE void clear_empty_groups(const dw_gemm_sm90_params *p, char *zeros, int
     __syncwarp();
     for (int first = 0; first < p->groups; first += 32) {
         const int g = first + lane;
-        const bool empty = g < p->groups && p->ends[g] == (g > 0 ? p->ends[g - 1] : 0);
+        const bool empty = g < p->groups && group_length(p, g) == 0;
         for (uint32_t left = __ballot_sync(0xFFFFFFFF, empty); left; left &= left - 1) {
             char *to = (char *)p->out + (first + __ffs(left) - 1) * group_bytes;
             for (int64_t at = (int64_t)blockIdx.x * zeros_bytes; at < group_bytes;

@@ -30,7 +30,7 @@
 #define DW_GEMM_ORDERED_GROUPS 512
 #define DW_GEMM_DEAL_SHARED(zeros_bytes) (2 * DW_GEMM_ORDERED_GROUPS + (zeros_bytes))
 #define DW_GEMM_ZEROS_BYTES 4096
-#define DW_GEMM_BF16_ZEROS_BYTES 1792
+#define DW_GEMM_BF16_ZEROS_BYTES 1792 /* all that there is room for */
 
 /* A driver's tensor map. */
 typedef struct dw_gemm_sm90_map {

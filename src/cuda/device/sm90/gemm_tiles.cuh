@@ -69,6 +69,11 @@ DW_DEVICE int uniform(int value) {
     return __shfl_sync(0xFFFFFFFF, value, 0);
 }
 
+/* A group's extent along M or K. */
+DW_DEVICE int group_length(const dw_gemm_sm90_params *p, int group) {
+    return p->ends[group] - (group > 0 ? p->ends[group - 1] : 0);
+}
+
 DW_DEVICE int group_tiles_m(const tile_walk *walk, const dw_gemm_sm90_params *p, int grouped) {
     int rows = grouped == GROUPED_M ? walk->end - walk->begin : p->m;
     return (rows + walk->span_m - 1) / walk->span_m;
@@ -95,7 +100,7 @@ DW_DEVICE void walk_start(tile_walk *walk, const dw_gemm_sm90_params *p, int gro
     if (grouped == GROUPED_M) {
         int rows = 0; /* of tiles, in the groups that this lane counts */
         for (int g = threadIdx.x % 32; g < p->groups; g += 32)
-            rows += (p->ends[g] - (g > 0 ? p->ends[g - 1] : 0) + span_m - 1) / span_m;
+            rows += (group_length(p, g) + span_m - 1) / span_m;
         rows_of_tiles = uniform(__reduce_add_sync(0xFFFFFFFF, rows));
     }
     walk->total = rows_of_tiles * walk->tiles_n;
